@@ -1,0 +1,200 @@
+"""SOURCE -> bundle folder, atomically. Offline only: the one place that runs checkpoint, export and quantize in order.
+
+Separate from bundle.py, which serving imports and which must not need torch. The folder appears whole or not at all:
+everything is written beside it as `NAME.partial`, under a lock, and renamed at the end. A killed export leaves only the
+partial folder, which the next one removes.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from model.bundle import (
+    CHAT_TEMPLATE_NAME,
+    EXTERNAL_DATA_NAME,
+    GRAPH_NAME,
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    Bundle,
+    BundleError,
+    Manifest,
+    file_sha256,
+    open_bundle,
+    read_manifest,
+)
+from model.checkpoint import DEFAULT_SOURCE, Checkpoint, SourceFile, read_checkpoint, resolve_source, source_files
+from model.precision import PRECISION_NAMES
+
+EXPORTER_VERSION = "1"  # raise it when the same weights give another graph: older bundles are then made again
+DEVICES = ("cpu",)
+Say = Callable[[str], None]
+
+
+class ExportError(ValueError):
+    """The export cannot be done as asked; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export: SOURCE as given by the user, where to, how."""
+
+    source: str
+    out: Path
+    precision: str = "int8"
+    device: str = "cpu"
+    model_id: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices.
+
+        Raises:
+            ExportError: a precision or device that does not exist.
+        """
+        if self.precision not in PRECISION_NAMES:
+            raise ExportError(f"precision {self.precision!r} does not exist; choose {' or '.join(PRECISION_NAMES)}")
+        if self.device not in DEVICES:
+            raise ExportError(f"device {self.device!r} is not offered by this release; choose {' or '.join(DEVICES)}")
+
+
+def default_bundle_path(cache_dir: Path, precision: str = "int8") -> Path:
+    """Where the default model's bundle of a precision is kept."""
+    return cache_dir / "bundles" / f"{DEFAULT_SOURCE}-{precision}"
+
+
+def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: None) -> Bundle:
+    """Make the bundle that `request` describes, or reuse the valid one that is already there.
+
+    say: called with a line before each stage, for a progress display.
+
+    Raises:
+        ExportError: the target folder holds something else.
+        CheckpointError, UnsupportedModelError: the source cannot be read or exported.
+    """
+    out = request.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(out):
+        path = resolve_source(request.source, cache_dir, say)
+        say("checking the source and any bundle already there")
+        sources = source_files(path)
+        existing = _reusable(request, sources)
+        if existing is not None:
+            say(f"reusing the valid bundle at {out}")
+            return existing
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _write(request, path, sources, partial, say)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _replace(partial, out)
+    return open_bundle(out)
+
+
+def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], folder: Path, say: Say) -> None:
+    """Write every file of the bundle into `folder`, the manifest last."""
+    # torch takes seconds to import: a reused bundle must not wait for it
+    from model.export import OPSET, save_graph, trace_graph
+    from model.quantize import PRECISIONS
+    from model.transformer import load_transformer
+
+    say("reading the weights")
+    checkpoint = read_checkpoint(path, request.model_id, sources)
+    say(f"tracing {checkpoint.config.num_layers} layers to ONNX (licence of the weights: {checkpoint.licence})")
+    graph = trace_graph(load_transformer(checkpoint.config, checkpoint.tensors))
+    say(f"converting to {request.precision}")
+    graph = PRECISIONS[request.precision](graph)
+    say("writing the bundle")
+    save_graph(graph, folder)
+    names = [GRAPH_NAME, EXTERNAL_DATA_NAME, *_write_texts(checkpoint, folder)]
+    manifest = Manifest(
+        config=checkpoint.config,
+        precision=request.precision,
+        device=request.device,
+        opset=OPSET,
+        licence=checkpoint.licence,
+        sources=tuple(asdict(source) for source in checkpoint.sources),
+        special_tokens=checkpoint.special_tokens,
+        exporter=_exporter(),
+        files={name: file_sha256(folder / name) for name in names},
+    )
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest.to_json(), indent=2) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def _write_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Write the tokenizer and, if the model has one, the chat template; return their names."""
+    (folder / TOKENIZER_NAME).write_text(checkpoint.tokenizer_json, encoding="utf-8")
+    if checkpoint.chat_template is None:
+        return [TOKENIZER_NAME]
+    (folder / CHAT_TEMPLATE_NAME).write_text(checkpoint.chat_template, encoding="utf-8")
+    return [TOKENIZER_NAME, CHAT_TEMPLATE_NAME]
+
+
+def _exporter() -> dict[str, str]:
+    """Which code made the bundle: the same values from the same sources give the same graph."""
+    return {"attend_exporter": EXPORTER_VERSION, "torch": version("torch").split("+")[0]}
+
+
+def _reusable(request: ExportRequest, sources: tuple[SourceFile, ...]) -> Bundle | None:
+    """The bundle already at the target if it is valid and is what is asked for; None if one is to be written there.
+
+    Raises:
+        ExportError: the target holds a different bundle, or something that is no bundle.
+    """
+    out = request.out
+    if not out.exists():
+        return None
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+        raise ExportError(f"{out} exists and is not a bundle; choose another --out")
+    if request.force or not any(out.iterdir()):
+        return None
+    try:
+        manifest = read_manifest(out)
+    except BundleError:
+        return None  # another format version, or damaged: nothing worth keeping
+    same = (
+        manifest.precision == request.precision
+        and manifest.device == request.device
+        and [dict(source) for source in manifest.sources] == [asdict(source) for source in sources]
+    )
+    if not same:
+        raise ExportError(
+            f"{out} holds another bundle ({manifest.config.model_id}, {manifest.precision}); "
+            "choose another --out, or --force to replace it"
+        )
+    wanted_id = request.model_id or manifest.config.model_id
+    if dict(manifest.exporter) != _exporter() or manifest.config.model_id != wanted_id:
+        return None
+    try:
+        return open_bundle(out)
+    except BundleError:
+        return None
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put the finished folder in place of whatever was there."""
+    if out.exists():
+        old = out.with_name(out.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old)
+    else:
+        partial.rename(out)
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One export into a folder at a time; a second waits, then finds the bundle made."""
+    with out.with_name(out.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,168 @@
+"""Decoder: token ids in, logits out, keys and values written in place. The only importer of onnxruntime.
+
+Separate so that the engine can be driven by a fake and so that one file knows how memory is bound. On a CPU:
+
+* `prefill` runs a chunk of one row, [1, T]; `decode` runs one token of each of the rows 0..B-1, [B, 1].
+* Every cache row is bound by address as past and as present, so a step copies nothing.
+* There is one IOBinding per batch size and one per prefilled row, made once: their small inputs have fixed addresses
+  and are filled in place, so a decode step binds nothing.
+
+Logits returned are views of the decoder's own buffers, valid until the next call. One thread at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from model.bundle import LOGITS, STEP_INPUTS, Bundle, past_key_value_names, present_name
+from model.kv_cache import KVCache
+
+FATAL = 4  # onnxruntime's log severity
+ERROR = 3
+
+
+class DecoderError(RuntimeError):
+    """The ONNX session could not be created or a run failed; the message is one line."""
+
+
+@dataclass
+class _Binding:
+    """An IOBinding with the small arrays it reads and writes."""
+
+    io: Any
+    input_ids: npt.NDArray[np.int64]
+    last_index: npt.NDArray[np.int32]
+    max_total_tokens: npt.NDArray[np.int32]
+    logit_positions: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+
+class Decoder:
+    """One ONNX session over one KVCache."""
+
+    def __init__(self, bundle: Bundle, kv_cache: KVCache, threads: int = 0) -> None:
+        """Load the bundle's graph.
+
+        threads: intra-op threads; 0 takes the processor's cores.
+
+        Raises:
+            DecoderError: ONNX Runtime cannot load the graph.
+        """
+        self.config = bundle.config
+        self.kv_cache = kv_cache
+        self._session = _create_session(bundle, threads)
+        self._decode_bindings: dict[int, _Binding] = {}
+        self._prefill_bindings: dict[int, _Binding] = {}
+
+    def prefill(
+        self, row: int, token_ids: npt.NDArray[np.int64], num_past: int, positions: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Compute a chunk of a row's prompt after the `num_past` tokens that the row already holds.
+
+        token_ids: int64 [T]. positions: int64 [P], indices into the chunk whose logits are wanted; the last by default.
+        Returns logits float32 [P, V].
+        """
+        num_tokens = len(token_ids)
+        assert num_tokens and num_past + num_tokens <= self.kv_cache.capacity_tokens, "chunk does not fit its row"
+        binding = self._prefill_bindings.get(row)
+        if binding is None:
+            binding = self._prefill_bindings[row] = self._new_binding(row, 1)
+        binding.last_index[0] = num_past + num_tokens - 1
+        binding.max_total_tokens[...] = num_past + num_tokens
+        token_ids = np.ascontiguousarray(token_ids, np.int64)
+        _bind_input(binding.io, "input_ids", token_ids, [1, num_tokens])
+        if positions is None:
+            binding.logit_positions[0, 0] = num_tokens - 1
+            self._run(binding)
+            return binding.logits[:, 0]
+        return self._run_at_positions(binding, np.ascontiguousarray(positions, np.int64))
+
+    def decode(
+        self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Compute one token of each of the rows 0..B-1.
+
+        token_ids: int64 [B]. past_tokens: int64 [B], tokens that each row holds before this one. A row that takes no
+        part still has one token written after its past; give any id, and its past, so that nothing it needs is lost.
+        Returns logits float32 [B, V].
+        """
+        num_rows = len(token_ids)
+        binding = self._decode_bindings.get(num_rows)
+        if binding is None:
+            binding = self._decode_bindings[num_rows] = self._new_binding(0, num_rows)
+        binding.input_ids[:, 0] = token_ids
+        binding.last_index[:] = past_tokens
+        binding.max_total_tokens[...] = int(past_tokens.max()) + 1
+        self._run(binding)
+        return binding.logits[:, 0]
+
+    def _run(self, binding: _Binding) -> None:
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # onnxruntime raises its own types, none of them public
+            raise DecoderError(f"ONNX Runtime failed: {_first_line(error)}") from error
+
+    def _run_at_positions(self, binding: _Binding, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Run a prefill binding once with logits at several positions, then restore its usual single one."""
+        num_positions = len(positions)
+        logits = np.empty((1, num_positions, self.config.vocab_size), np.float32)
+        _bind_input(binding.io, "logit_positions", positions, [1, num_positions])
+        _bind_output(binding.io, LOGITS, logits)
+        try:
+            self._run(binding)
+        finally:
+            _bind_input(binding.io, "logit_positions", binding.logit_positions, [1, 1])
+            _bind_output(binding.io, LOGITS, binding.logits)
+        return logits[0]
+
+    def _new_binding(self, first_row: int, num_rows: int) -> _Binding:
+        """Bind the cache rows from `first_row` on, and fresh small arrays."""
+        binding = _Binding(
+            io=self._session.io_binding(),
+            input_ids=np.zeros((num_rows, 1), np.int64),
+            last_index=np.zeros(num_rows, np.int32),
+            max_total_tokens=np.zeros((), np.int32),
+            logit_positions=np.zeros((num_rows, 1), np.int64),
+            logits=np.zeros((num_rows, 1, self.config.vocab_size), np.float32),
+        )
+        for name in STEP_INPUTS:
+            array = getattr(binding, name)
+            _bind_input(binding.io, name, array, list(array.shape))
+        _bind_output(binding.io, LOGITS, binding.logits)
+        names = past_key_value_names(self.config.num_layers)
+        shape = self.kv_cache.slice_shape(num_rows)
+        for name, address in zip(names, self.kv_cache.addresses(first_row), strict=True):
+            binding.io.bind_input(name, "cpu", 0, np.float32, shape, address)
+            binding.io.bind_output(present_name(name), "cpu", 0, np.float32, shape, address)
+        return binding
+
+
+def _create_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as in Decoder._run
+        raise DecoderError(f"ONNX Runtime cannot load {bundle.graph_path}: {_first_line(error)}") from error
+    expected = {*STEP_INPUTS, *past_key_value_names(bundle.config.num_layers)}
+    found = {value.name for value in session.get_inputs()}
+    if found != expected:
+        raise DecoderError(f"{bundle.graph_path} has other inputs than its manifest's geometry asks for; export it again")
+    return session
+
+
+def _bind_input(io: Any, name: str, array: npt.NDArray[Any], shape: list[int]) -> None:
+    io.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+
+
+def _bind_output(io: Any, name: str, array: npt.NDArray[Any]) -> None:
+    io.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

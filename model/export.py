@@ -1,0 +1,221 @@
+"""torch -> ONNX: the textbook transformer becomes the graph that serves.
+
+Only the way of computing changes, never the weights: attention, its cache and its rotary positions become one
+`com.microsoft::GroupQueryAttention` node, residual and norm one node, Q/K/V and gate/up one product each, and the
+head runs only where logits are asked for. docs/adr/0002 says why. Offline only (torch).
+
+Shapes: B batch, T tokens, P positions with logits, E hidden size, H/G query/kv heads, D head size, V vocabulary,
+S capacity of a cache row.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from model.bundle import (
+    EXTERNAL_DATA_NAME,
+    GRAPH_NAME,
+    LOGITS,
+    STEP_INPUTS,
+    past_key_value_names,
+    present_name,
+)
+from model.config import ModelConfig
+from model.transformer import DecoderLayer, Transformer, rotary_tables
+
+OPSET = 21
+MICROSOFT = "com.microsoft"
+
+
+def _multi_out(
+    op: str, inputs: list[Tensor | None], shapes: list[list[int | torch.SymInt]], **attributes: int | float
+) -> list[Tensor]:
+    """One ONNX Runtime operator with float32 outputs of the given shapes, as a symbolic node of the traced graph."""
+    return list(
+        torch.onnx.ops.symbolic_multi_out(
+            f"{MICROSOFT}::{op}", inputs, attributes, dtypes=[torch.float32] * len(shapes), shapes=shapes, version=1
+        )
+    )
+
+
+def _fused_linear(*layers: nn.Linear) -> nn.Linear:
+    """Several products of the same input as one: weights (and biases) stacked along the output axis."""
+    fused = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), device="meta")
+    fused.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    fused.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return fused
+
+
+class CachedAttention(nn.Module):
+    """Attention over a cache row: reads past keys and values, appends this step's, in one node."""
+
+    def __init__(self, layer: DecoderLayer, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        attention = layer.self_attn
+        self.qkv_proj = _fused_linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o_proj = attention.o_proj
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, E], past key and value [B, G, S, D] -> output [B, T, E], present key and value [B, G, S, D]."""
+        config = self.config
+        packed = self.qkv_proj(x)  # [B, T, (H + 2G) * D]
+        output_shape = [packed.shape[0], packed.shape[1], config.num_heads * config.head_dim]
+        output, key, value = _multi_out(
+            "GroupQueryAttention",
+            [packed, None, None, *past, *lengths, *rotary],
+            [output_shape, list(past[0].shape), list(past[1].shape)],
+            num_heads=config.num_heads,
+            kv_num_heads=config.num_kv_heads,
+            do_rotary=1,
+        )
+        return self.o_proj(output), key, value
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU with gate and up computed by one product."""
+
+    def __init__(self, layer: DecoderLayer, config: ModelConfig) -> None:
+        super().__init__()
+        self.sizes = [config.intermediate_size, config.intermediate_size]
+        self.gate_up_proj = _fused_linear(layer.mlp.gate_proj, layer.mlp.up_proj)
+        self.down_proj = layer.mlp.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, E] -> [B, T, E]
+        gate, up = self.gate_up_proj(x).split(self.sizes, dim=-1)
+        return self.down_proj(gate * torch.sigmoid(gate) * up)
+
+
+class ServingGraph(nn.Module):
+    """The graph that is exported: token ids and cache rows in, logits at chosen positions and the same rows out."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        config = transformer.config
+        self.config = config
+        self.embed_tokens = transformer.embed_tokens
+        self.lm_head = transformer.lm_head
+        self.attentions = nn.ModuleList(CachedAttention(layer, config) for layer in transformer.layers)
+        self.feed_forwards = nn.ModuleList(GatedFeedForward(layer, config) for layer in transformer.layers)
+        norms = [norm for layer in transformer.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        self.norms = nn.ModuleList([*norms, transformer.norm])
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        last_index: Tensor,
+        max_total_tokens: Tensor,
+        logit_positions: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Run T tokens of B rows.
+
+        input_ids: int64 [B, T]. last_index: int32 [B], index of each row's last valid token, counting its past.
+        max_total_tokens: int32 scalar, the longest row's tokens including this step. logit_positions: int64 [B, P],
+        indices into T. past: key and value of each layer, float32 [B, G, S, D].
+        Returns logits float32 [B, P, V] and the updated key and value of each layer.
+        """
+        residual = self.embed_tokens(input_ids)  # [B, T, E]
+        x = self.norms[0](residual)
+        presents: list[Tensor] = []
+        for index, (attention, feed_forward) in enumerate(zip(self.attentions, self.feed_forwards, strict=True)):
+            pair = (past[2 * index], past[2 * index + 1])
+            x, key, value = attention(x, pair, (last_index, max_total_tokens), (self.cos, self.sin))
+            presents += [key, value]
+            x, residual = self._add_and_norm(x, residual, 2 * index + 1)
+            x, residual = self._add_and_norm(feed_forward(x), residual, 2 * index + 2)
+        picked = logit_positions.unsqueeze(-1).expand(-1, -1, self.config.hidden_size)
+        return self.lm_head(torch.gather(x, 1, picked)), *presents
+
+    def _add_and_norm(self, x: Tensor, residual: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Add the residual, then normalise: (normed, sum), both [B, T, E], in one node."""
+        norm, shape = self.norms[index], list(x.shape)
+        outputs = _multi_out(
+            "SkipSimplifiedLayerNormalization", [x, residual, norm.weight], [shape] * 4, epsilon=norm.eps
+        )
+        return outputs[0], outputs[3]
+
+
+def trace_graph(transformer: Transformer) -> onnx.ModelProto:
+    """The serving graph in float32, traced by torch.onnx, its weights in memory."""
+    graph = ServingGraph(transformer).eval().requires_grad_(False)
+    config = transformer.config
+    batch, tokens, capacity, positions = (torch.export.Dim(n) for n in ("batch", "tokens", "capacity", "positions"))
+    past_names = past_key_value_names(config.num_layers)
+    past = tuple(torch.zeros(2, config.num_kv_heads, 32, config.head_dim) for _ in past_names)
+    example = (
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.full((2,), 2, dtype=torch.int32),
+        torch.tensor(3, dtype=torch.int32),
+        torch.zeros(2, 2, dtype=torch.int64),
+    )
+    dynamic = ({0: batch, 1: tokens}, {0: batch}, {}, {0: batch, 1: positions}, ({0: batch, 2: capacity},) * len(past))
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            (*example, *past),
+            input_names=[*STEP_INPUTS, *past_names],
+            output_names=[LOGITS, *map(present_name, past_names)],
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+        )
+    assert program is not None
+    model = program.model_proto
+    _drop_unused_outputs(model)
+    _drop_metadata(model)
+    return model
+
+
+def save_graph(model: onnx.ModelProto, folder: Path) -> None:
+    """Write the graph and, beside it, one file with its weights."""
+    onnx.save_model(
+        model,
+        str(folder / GRAPH_NAME),
+        save_as_external_data=True,
+        location=EXTERNAL_DATA_NAME,
+        all_tensors_to_one_file=True,
+    )
+
+
+def _drop_unused_outputs(model: onnx.ModelProto) -> None:
+    """Leave optional outputs that nothing reads unnamed, so that no kernel computes them."""
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    for node in model.graph.node:
+        if node.domain == MICROSOFT:
+            node.output[:] = [name if name in used else "" for name in node.output]
+            while node.output and not node.output[-1]:
+                node.output.pop()
+
+
+def _drop_metadata(model: onnx.ModelProto) -> None:
+    """Forget where the tracer ran (file names, stack traces): the same weights give the same file anywhere."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's export chatter (prints, log lines, deprecations) off the user's terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,48 @@
+"""Settings: every knob of the service, with its unit and range.
+
+The only reader of the environment (``ATTEND_*``); the command line passes the same names as overrides.
+Kept apart so that every other module takes plain values and can be tested without an environment.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Frozen configuration of one `attend serve`. Units stand in the names; ranges are enforced."""
+
+    model_config = SettingsConfigDict(env_prefix="ATTEND_", frozen=True, extra="forbid")
+
+    bundle: Path | None = Field(
+        default=None, description="Bundle folder written by `attend export`; unset: the default model's bundle."
+    )
+    cache_dir: Path = Field(
+        default=Path(".cache/attend"), description="Where downloads and default bundles are kept."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
+    replicas: int = Field(default=1, ge=1, le=256, description="Copies of the model served by Ray Serve.")
+    threads: int = Field(
+        default=0, ge=0, le=512, description="Threads of one ONNX session; 0: the processor's cores."
+    )
+    max_num_rows: int = Field(default=16, ge=1, le=256, description="Requests decoded together in one step.")
+    max_context_tokens: int = Field(
+        default=0, ge=0, description="Prompt plus answer of one request, tokens; 0: what the model allows."
+    )
+    prefill_chunk_tokens: int = Field(
+        default=256, ge=2, le=8192, description="Most prompt tokens computed in one step."
+    )
+    max_waiting_requests: int = Field(
+        default=256, ge=1, le=100_000, description="Requests that may wait; one more is answered 429."
+    )
+    max_body_bytes: int = Field(
+        default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, le=3600, description="Longest wait for running requests at shutdown, seconds."
+    )
+    stall_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="A step longer than this makes /health answer 503, seconds."
+    )

@@ -1,0 +1,1 @@
+"""HTTP routes: validate, submit, map errors by one table."""

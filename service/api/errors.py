@@ -1,0 +1,154 @@
+"""Every error that a client can see: one body, one table from exceptions to status codes.
+
+Separate from the routes so that none of them decides a status. Exceptions that the table does not know answer 500 and
+leak nothing.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from model.chat import ChatTemplateError
+from service.engine.loop import EngineDrainingError, EngineUnhealthyError, QueueFullError, SubmitRefusedError
+from service.engine.request import InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = {429: "1", 503: "5"}
+MAX_NAME_CHARACTERS = 100  # of a client's own text repeated in a message
+
+
+@dataclass(eq=False)  # not frozen: the interpreter sets an exception's traceback
+class ApiError(Exception):
+    """An error with its status and the contract's body."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The error as an HTTP answer."""
+        headers = dict(self.headers)
+        if self.status in RETRY_AFTER_S:
+            headers.setdefault("Retry-After", RETRY_AFTER_S[self.status])
+        return Response(orjson.dumps(self.body()), self.status, headers, media_type="application/json")
+
+
+INTERNAL_ERROR = ApiError(500, "an internal error occurred; it has been logged", "server_error", code="internal_error")
+
+
+def engine_failure(message: str) -> ApiError:
+    """The end of a request that the engine could not finish."""
+    return ApiError(500, message, "server_error", code="engine_failed")
+
+
+def unknown_model(given: str, served: str) -> ApiError:
+    """Another model id than the one served."""
+    message = f"model {_shorten(given)!r} is not served here; served: {served!r}"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def body_too_large(limit_bytes: int) -> ApiError:
+    """A request body over the limit."""
+    message = f"the request body is larger than {limit_bytes} bytes, the limit of this service"
+    return ApiError(413, message, code="body_too_large")
+
+
+def from_exception(error: Exception) -> ApiError:
+    """The table."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequestError():
+            return ApiError(400, str(error), param=error.param, code="invalid_value")
+        case ChatTemplateError():
+            return ApiError(400, str(error), param="messages", code="invalid_value")
+        case QueueFullError():
+            return ApiError(429, str(error), "rate_limit_error", code="queue_full")
+        case EngineDrainingError():
+            return ApiError(503, str(error), "service_unavailable", code="draining")
+        case EngineUnhealthyError() | SubmitRefusedError():
+            return ApiError(503, "the engine is not running; try again", "service_unavailable", code="unhealthy")
+        case RequestValidationError():
+            return _from_validation(error)
+        case HTTPException():
+            return _from_http(error)
+    return INTERNAL_ERROR
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the app through the table."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        api_error = from_exception(error)
+        if api_error is INTERNAL_ERROR:
+            logger.error("unexpected error on %s", request.url.path, exc_info=error)
+        elif isinstance(error, HTTPException) and error.status_code == 404:
+            api_error = ApiError(404, f"no route {request.method} {_shorten(request.url.path)}", code="route_not_found")
+        return api_error.response()
+
+    known = (ApiError, InvalidRequestError, ChatTemplateError, SubmitRefusedError, RequestValidationError, HTTPException)
+    for kind in (*known, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    """Errors that the framework raises: unknown routes, wrong methods, unreadable bodies."""
+    if error.status_code == 400:
+        return ApiError(400, "the request body could not be read; send JSON in UTF-8", code="invalid_json")
+    code = {405: "method_not_allowed"}.get(error.status_code)
+    return ApiError(error.status_code, str(error.detail), code=code, headers=dict(error.headers or {}))
+
+
+def _from_validation(error: RequestValidationError) -> ApiError:
+    """The first violation, in one line: which field, what is wrong with it."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "not JSON")
+        return ApiError(400, f"the request body is not valid JSON: {reason}", code="invalid_json")
+    name = _field_name(location)
+    if not name:
+        return ApiError(400, "the request body must be a JSON object with Content-Type: application/json")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{name} is not a field of this request", param=name, code="unknown_field")
+    if first["type"] == "missing":
+        return ApiError(400, f"{name} is missing", param=name, code="missing_field")
+    message = f"{name}: {_lower_first(str(first['msg']))}{_given(first.get('input'))}"
+    return ApiError(400, message, param=name, code="invalid_value")
+
+
+def _field_name(location: Sequence[int | str]) -> str:
+    """`messages.0.role`; parts that name a branch of a union of types are left out."""
+    parts = [str(part) for part in location if isinstance(part, int) or part.isidentifier()]
+    while len(parts) > 1 and parts[-1] in ("str", "int", "float", "bool"):
+        parts.pop()
+    return _shorten(".".join(parts))
+
+
+def _given(value: object) -> str:
+    """What was given, where it is short enough to show."""
+    if isinstance(value, bool | int | float | str):
+        return f" (given: {_shorten(repr(value))})"
+    return f" (given: {type(value).__name__})" if value is not None else " (given: null)"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_NAME_CHARACTERS else text[:MAX_NAME_CHARACTERS] + "…"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,114 @@
+"""Composition root: settings -> decoder -> engine -> api. Nothing else builds these objects."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from model.bundle import MANIFEST_NAME, Bundle, open_bundle
+from model.chat import ChatTemplate
+from model.decoder import Decoder
+from model.kv_cache import KVCache
+from model.tokenizer import Tokenizer
+from service.api import errors, generate, middleware, models, openai_routes, operations
+from service.api.generation import Generator
+from service.engine.engine import Engine
+from service.engine.loop import EngineLoop, LoopCallbacks
+from service.engine.runner import TokenDecoder
+from service.engine.scheduler import Scheduler
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a server needs to run and stop an app well, whichever server it is."""
+
+    engine_loop: EngineLoop
+
+    def begin_drain(self) -> None:
+        """Refuse new requests; let running ones finish."""
+        self.engine_loop.begin_drain()
+
+    def num_in_flight(self) -> int:
+        """Requests that have not ended."""
+        return self.engine_loop.num_in_flight
+
+    def check_health(self) -> None:
+        """Raise if the engine is dead or stalled."""
+        self.engine_loop.check_health()
+
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self.engine_loop.is_healthy and not self.engine_loop.is_draining
+
+
+def context_tokens(bundle: Bundle, settings: Settings) -> int:
+    """Most tokens of one request, prompt and answer: the smaller of the model's limit and the setting."""
+    return min(bundle.config.context_tokens, settings.max_context_tokens or bundle.config.context_tokens)
+
+
+def build_app(settings: Settings, replica: str = "0") -> FastAPI:
+    """The whole service in one process: open the bundle, load the decoder, build the app.
+
+    Raises:
+        BundleError, DecoderError, TokenizerError, ChatTemplateError, MemoryError: the model cannot be served.
+    """
+    assert settings.bundle is not None, "the command line resolves the bundle"
+    bundle = open_bundle(settings.bundle)
+    kv_cache = KVCache(bundle.config, settings.max_num_rows, context_tokens(bundle, settings))
+    decoder = Decoder(bundle, kv_cache, settings.threads)
+    return assemble(settings, bundle, decoder, replica)
+
+
+def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica: str = "0") -> FastAPI:
+    """The app around a decoder: the real one, or a fake in tests."""
+    metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica)
+    engine_loop = EngineLoop(
+        Engine(decoder, Scheduler(settings.prefill_chunk_tokens)),
+        max_waiting_requests=settings.max_waiting_requests,
+        stall_timeout_s=settings.stall_timeout_s,
+        callbacks=LoopCallbacks(on_step=metrics.on_step, on_end=metrics.on_end),
+    )
+    metrics.watch(engine_loop)
+    app = _create_app(engine_loop)
+    app.state.runtime = Runtime(engine_loop)
+    app.state.metrics = metrics
+    app.state.generator = Generator(
+        manifest=bundle.manifest,
+        tokenizer=Tokenizer(bundle.tokenizer_json),
+        chat_template=_chat_template(bundle),
+        engine_loop=engine_loop,
+        context_tokens=context_tokens(bundle, settings),
+        created=int(os.stat(bundle.path / MANIFEST_NAME).st_mtime),
+    )
+    app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(middleware.HttpMetrics, metrics=metrics)
+    return app
+
+
+def _create_app(engine_loop: EngineLoop) -> FastAPI:
+    """The FastAPI app with its routes; its lifespan is the engine's."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine_loop.start()
+        yield
+        engine_loop.stop()
+
+    app = FastAPI(
+        title="Attend", version=version("attend"), description="An LLM you can look inside.", lifespan=lifespan
+    )
+    for routes in (openai_routes, generate, models, operations):
+        app.include_router(routes.router)
+    errors.install(app)
+    return app
+
+
+def _chat_template(bundle: Bundle) -> ChatTemplate | None:
+    source = bundle.chat_template
+    return None if source is None else ChatTemplate(source, bundle.manifest.special_tokens)

@@ -1,0 +1,274 @@
+"""EngineLoop: the engine's own thread, and its bridge to asyncio.
+
+Separate from the engine so that the engine stays synchronous and testable. Everything crosses threads in two places:
+the inbox (commands to the engine thread) and one `call_soon_threadsafe` a step (that step's events to their streams).
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+
+from service.engine.engine import Engine, EngineLoad, StepReport
+from service.engine.request import FinishReason, Request, TokenEvent
+
+logger = logging.getLogger(__name__)
+
+IDLE_HEARTBEAT_S = 1.0
+FAILED_MESSAGE = "the engine failed while it computed this request; send the request again"
+STOPPED_MESSAGE = "the service stopped before the answer was complete; send the request again"
+
+
+class SubmitRefusedError(RuntimeError):
+    """The engine takes no request now; the subclasses say why."""
+
+
+class QueueFullError(SubmitRefusedError):
+    """As many requests wait as are allowed to."""
+
+
+class EngineDrainingError(SubmitRefusedError):
+    """The service is shutting down and finishes only what it has begun."""
+
+
+class EngineUnhealthyError(SubmitRefusedError):
+    """The engine failed, or has not stepped for too long."""
+
+
+@dataclass(frozen=True)
+class LoopCallbacks:
+    """Whom the loop tells what happened, from the engine's thread: for metrics. They must not block."""
+
+    on_step: Callable[[StepReport], None] = lambda report: None
+    on_end: Callable[[Request], None] = lambda request: None
+
+
+class RequestStream:
+    """The events of one request, in order; read them once, on the event loop that submitted it.
+
+    Closing `events` early, or `cancel`, aborts the request, which frees its row before the next step.
+    """
+
+    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
+        self.request = request
+        self.loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._cancel = cancel
+
+    def deliver(self, event: TokenEvent) -> None:
+        """Append an event. On the stream's own event loop only."""
+        self._queue.put_nowait(event)
+
+    def cancel(self) -> None:
+        """Abort the request if it has not ended."""
+        self._cancel(self.request)
+
+    async def events(self) -> AsyncGenerator[TokenEvent, None]:
+        """Every event up to and including the one with a finish reason."""
+        ended = False
+        try:
+            while not ended:
+                event = await self._queue.get()
+                ended = event.finish_reason is not None
+                yield event
+        finally:
+            if not ended:
+                self.cancel()
+
+
+class EngineLoop:
+    """Runs an engine in a thread: submit from asyncio, read back a stream of events."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting_requests: int,
+        stall_timeout_s: float,
+        callbacks: LoopCallbacks | None = None,
+    ) -> None:
+        """stall_timeout_s: silence of the engine thread, seconds, after which it counts as dead."""
+        self._engine = engine
+        self._max_waiting_requests = max_waiting_requests
+        self._stall_timeout_s = stall_timeout_s
+        self._callbacks = callbacks or LoopCallbacks()
+        self._wake = threading.Condition()  # guards the inbox, the streams and the flags below
+        self._added: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._streams: dict[Request, RequestStream] = {}
+        self._is_draining = False
+        self._is_stopping = False
+        self._failure: str | None = None
+        self._load = engine.load()
+        self._num_decode_rows = 0
+        self._heartbeat_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="attend-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine thread."""
+        self._heartbeat_s = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what is running with an error, and the thread with it. Drain first to lose nothing."""
+        with self._wake:
+            self._is_stopping = self._is_draining = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._stall_timeout_s)
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; those that were taken run to their end."""
+        with self._wake:
+            self._is_draining = True
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused because of a shutdown."""
+        return self._is_draining
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests taken and not yet ended."""
+        return len(self._streams)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests taken that hold no row yet."""
+        return len(self._added) + len(self._engine.waiting)
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Requests that decoded together in the last step; 0 while idle."""
+        return self._num_decode_rows
+
+    @property
+    def load(self) -> EngineLoad:
+        """What the engine's thread last said of its load."""
+        return self._load
+
+    def check_health(self) -> None:
+        """Prove that the engine steps.
+
+        Raises:
+            EngineUnhealthyError: its thread ended, failed, or has been silent for longer than the stall timeout.
+        """
+        if self._failure is not None:
+            raise EngineUnhealthyError(f"the engine has stopped: {self._failure}")
+        if not self._thread.is_alive():
+            raise EngineUnhealthyError("the engine's thread is not running")
+        silence_s = time.monotonic() - self._heartbeat_s
+        if silence_s > self._stall_timeout_s:
+            raise EngineUnhealthyError(f"the engine has not finished a step for {silence_s:.0f} s")
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether `check_health` passes."""
+        try:
+            self.check_health()
+        except EngineUnhealthyError:
+            return False
+        return True
+
+    def submit(self, request: Request) -> RequestStream:
+        """Queue a request from an event loop; never blocks.
+
+        Raises:
+            QueueFullError, EngineDrainingError, EngineUnhealthyError: the request was not taken.
+        """
+        self.check_health()
+        with self._wake:
+            if self._is_draining:
+                raise EngineDrainingError("the service is shutting down and takes no new requests")
+            if self.num_waiting >= self._max_waiting_requests:
+                raise QueueFullError(
+                    f"{self.num_waiting} requests are waiting, as many as are allowed; try again later"
+                )
+            request.timeline.arrived_s = time.monotonic()
+            stream = RequestStream(request, self._request_cancel)
+            self._streams[request] = stream
+            self._added.append(request)
+            self._wake.notify()
+        return stream
+
+    def _request_cancel(self, request: Request) -> None:
+        with self._wake:
+            self._cancelled.append(request)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        """The thread: take commands, step, deliver; until stopped or failed."""
+        try:
+            while self._take_commands():
+                if self._engine.has_work:
+                    self._step()
+        except Exception as error:
+            logger.exception("the engine stopped stepping")
+            self._failure = f"{type(error).__name__}: {error}"
+            self._end_all(FAILED_MESSAGE)
+        else:
+            self._end_all(STOPPED_MESSAGE)
+
+    def _step(self) -> None:
+        report = self._engine.step()
+        self._num_decode_rows = report.num_decode_rows
+        self._deliver(report.events)
+        self._callbacks.on_step(report)
+
+    def _take_commands(self) -> bool:
+        """Apply the inbox, waiting for it while there is nothing to do. False when the loop is to end."""
+        self._publish()
+        with self._wake:
+            if not (self._engine.has_work or self._added or self._cancelled or self._is_stopping):
+                self._wake.wait(IDLE_HEARTBEAT_S)
+            self._heartbeat_s = time.monotonic()
+            while self._added:
+                self._engine.add(self._added.popleft())
+            cancelled = [request for request in self._cancelled if not request.is_finished]
+            self._cancelled.clear()
+        events = [event for request in cancelled if (event := self._engine.abort(request)) is not None]
+        self._deliver(events)
+        return not self._is_stopping
+
+    def _publish(self) -> None:
+        """Say what ended and what the load is now."""
+        self._load = self._engine.load()
+        if not self._engine.has_work:
+            self._num_decode_rows = 0
+        for request in self._engine.take_ended():
+            self._callbacks.on_end(request)
+
+    def _deliver(self, events: Iterable[TokenEvent]) -> None:
+        """Hand events to their streams: one wake-up of each event loop for all of them."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, TokenEvent]]] = {}
+        with self._wake:
+            for event in events:
+                stream = self._streams[event.request]
+                if event.finish_reason is not None:
+                    del self._streams[event.request]
+                by_loop.setdefault(stream.loop, []).append((stream, event))
+        for loop, deliveries in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver_all, deliveries)
+            except RuntimeError:  # that event loop is closed: nobody is left to read
+                for stream, _ in deliveries:
+                    self._request_cancel(stream.request)
+
+    def _end_all(self, message: str) -> None:
+        """Give every open request its one end, also those still in the inbox."""
+        with self._wake:
+            self._is_draining = True
+            while self._added:
+                self._engine.add(self._added.popleft())
+            open_requests = list(self._streams)
+        events = [self._engine.abort(request, FinishReason.ERROR, message) for request in open_requests]
+        self._deliver(event for event in events if event is not None)
+        self._publish()
+
+
+def _deliver_all(deliveries: list[tuple[RequestStream, TokenEvent]]) -> None:
+    for stream, event in deliveries:
+        stream.deliver(event)

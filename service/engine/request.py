@@ -1,0 +1,151 @@
+"""Request: one generation, from submission to its single end. State lives on the request itself.
+
+Separate from the scheduler and the runner because both read it. Everything a caller can get wrong is refused when the
+request is made, so the step loop never meets it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from model.sampler import SamplingParams
+from model.tokenizer import IncrementalDetokenizer
+from service.engine.stop_strings import StopStrings
+
+
+class InvalidRequestError(ValueError):
+    """A request that can never run. `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestStatus(Enum):
+    """Where a request is: queued, holding a cache row, or ended."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(StrEnum):
+    """How a request ended. Exactly one per request."""
+
+    STOP = "stop"  # an end token or a stop string
+    LENGTH = "length"  # max_tokens reached
+    CANCELLED = "cancelled"  # the client left
+    ERROR = "error"  # the engine failed; the request carries the reason
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """When to end. max_tokens: most tokens to generate. strings: end before any of these. token_ids: end tokens."""
+
+    max_tokens: int
+    strings: tuple[str, ...] = ()
+    token_ids: frozenset[int] = frozenset()
+
+
+@dataclass
+class Timeline:
+    """When things happened, seconds of the monotonic clock; 0.0 while they have not."""
+
+    arrived_s: float = 0.0
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    finished_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """What one step produced for one request; the last event of a request, and no other, has a finish reason.
+
+    text: what became certain, possibly empty (a character or a stop string may be incomplete). token_id: None where an
+    end came without a new token. num_generated counts up to and including this event. since_previous_s: seconds since
+    the request's previous token, or since it arrived for the first.
+    """
+
+    request: "Request"
+    token_id: int | None
+    text: str
+    num_generated: int
+    since_previous_s: float = 0.0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """A validated request and its progress.
+
+    Progress is computed tokens catching up with total tokens (prompt plus generated): a prompt is computed in chunks, a
+    generated token by one decode step. `row` is the cache row held while running.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopConditions
+    detokenizer: IncrementalDetokenizer
+    status: RequestStatus = RequestStatus.WAITING
+    row: int | None = None
+    num_computed: int = 0
+    generated_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    timeline: Timeline = field(default_factory=Timeline)
+
+    def __post_init__(self) -> None:
+        """Prepare the matching of stop strings."""
+        self.stop_strings = StopStrings(self.stop.strings)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.generated_ids)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether part of the prompt is still to be computed."""
+        return self.num_computed < len(self.prompt_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the request has ended."""
+        return self.status is RequestStatus.FINISHED
+
+
+def check_request(
+    prompt_ids: Sequence[int], stop: StopConditions, *, vocab_size: int, context_tokens: int
+) -> None:
+    """Refuse what the engine could never finish.
+
+    Raises:
+        InvalidRequestError: empty prompt, id out of vocabulary, max_tokens below 1, or more tokens than a row holds.
+    """
+    if not prompt_ids:
+        raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
+    bad = next((token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size), None)
+    if bad is not None:
+        raise InvalidRequestError(f"token id {bad} is out of range; ids are from 0 to {vocab_size - 1}", "prompt")
+    if len(prompt_ids) >= context_tokens:
+        raise InvalidRequestError(
+            f"the prompt has {len(prompt_ids)} tokens; this model's context holds {context_tokens} tokens, "
+            "at least one of them for the answer",
+            "prompt",
+        )
+    room = context_tokens - len(prompt_ids)
+    if not 1 <= stop.max_tokens <= room:
+        raise InvalidRequestError(
+            f"max_tokens is {stop.max_tokens}; after a prompt of {len(prompt_ids)} tokens it must be from 1 to {room} "
+            f"(context: {context_tokens} tokens)",
+            "max_tokens",
+        )
+
+

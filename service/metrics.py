@@ -1,0 +1,114 @@
+"""Metrics: every metric of the service, on one registry per replica.
+
+Separate from the engine, which reports plain snapshots and knows nothing of Prometheus. Names and buckets follow the
+field's (docs/operations.md); units are base units; no request ids as labels.
+"""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from service.engine.engine import StepReport
+from service.engine.loop import EngineLoop
+from service.engine.request import FinishReason, Request
+
+TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+TOKEN_BUCKETS = (
+    .001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
+)  # fmt: skip
+REQUEST_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+PHASE_BUCKETS = (.001, .005, .01, .05, .1, *REQUEST_BUCKETS)
+
+METRIC_NAMES = frozenset({
+    "attend_time_to_first_token_seconds",
+    "attend_inter_token_latency_seconds",
+    "attend_e2e_request_latency_seconds",
+    "attend_request_queue_time_seconds",
+    "attend_request_prefill_time_seconds",
+    "attend_request_decode_time_seconds",
+    "attend_step_duration_seconds",
+    "attend_batch_rows",
+    "attend_requests_running",
+    "attend_requests_waiting",
+    "attend_kv_cache_usage_ratio",
+    "attend_kv_cache_bytes",
+    "attend_prompt_tokens_total",
+    "attend_generation_tokens_total",
+    "attend_requests_total",
+    "attend_http_requests_total",
+    "attend_engine_alive",
+})
+
+
+class Metrics:
+    """One replica's metrics. Fed from the engine's thread and the event loop; prometheus_client locks each value."""
+
+    def __init__(self, registry: CollectorRegistry, model: str, replica: str) -> None:
+        """model, replica: the labels that every metric carries."""
+        disable_created_metrics()  # a second series per value, which nobody graphs
+        self._registry = registry
+        self._labels = {"model": model, "replica": replica}
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
+        self._inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.", TOKEN_BUCKETS)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Arrival to end.", REQUEST_BUCKETS)
+        self._queue = self._histogram("request_queue_time_seconds", "Arrival to admission.", PHASE_BUCKETS)
+        self._prefill = self._histogram("request_prefill_time_seconds", "Admission to first token.", PHASE_BUCKETS)
+        self._decode = self._histogram("request_decode_time_seconds", "First to last token.", REQUEST_BUCKETS)
+        self._step = self._histogram("step_duration_seconds", "One engine step.", TOKEN_BUCKETS)
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._requests = Counter(
+            "attend_requests", "Requests ended.", [*self._labels, "finish_reason", "error"], registry=registry
+        )
+        self._http = Counter("attend_http_requests", "HTTP answers.", [*self._labels, "route", "code"], registry=registry)
+
+    def on_step(self, report: StepReport) -> None:
+        """Record a step and the tokens it made."""
+        self._step.observe(report.duration_s)
+        self._prompt_tokens.inc(report.num_prefill_tokens)
+        self._generation_tokens.inc(len(report.events))
+        for event in report.events:
+            (self._ttft if event.num_generated == 1 else self._inter_token).observe(event.since_previous_s)
+
+    def on_end(self, request: Request) -> None:
+        """Record how a request ended and where its time went. Phases that it never reached are not recorded."""
+        reason = request.finish_reason or FinishReason.ERROR
+        error = "engine_failed" if reason is FinishReason.ERROR else ""
+        self._requests.labels(**self._labels, finish_reason=reason.value, error=error).inc()
+        times = request.timeline
+        self._e2e.observe(times.finished_s - times.arrived_s)
+        if times.admitted_s:
+            self._queue.observe(times.admitted_s - times.arrived_s)
+        if times.first_token_s:
+            self._prefill.observe(times.first_token_s - times.admitted_s)
+            self._decode.observe(times.last_token_s - times.first_token_s)
+
+    def watch(self, engine_loop: EngineLoop) -> None:
+        """Read liveness and load when scraped, so that they are true also while no step runs."""
+        loop = engine_loop
+        self._gauge("batch_rows", "Requests that decoded together in the last step.", lambda: loop.num_decode_rows)
+        self._gauge("requests_running", "Requests that hold a cache row.", lambda: loop.load.num_running)
+        self._gauge("requests_waiting", "Requests that wait for a row.", lambda: loop.num_waiting)
+        self._gauge("kv_cache_bytes", "Bytes that the KV cache holds.", lambda: loop.load.kv_usage.committed_bytes)
+        self._gauge("kv_cache_usage_ratio", "Held share of the KV cache, 0 to 1.", lambda: loop.load.kv_usage.ratio)
+        self._gauge("engine_alive", "1 while the engine steps, 0 when it has stopped.", lambda: loop.is_healthy)
+
+    def count_http(self, route: str, status: int) -> None:
+        """Count one HTTP answer."""
+        self._http.labels(**self._labels, route=route, code=str(status)).inc()
+
+    def expose(self) -> tuple[bytes, str]:
+        """All metrics in the text format, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        metric = Histogram(f"attend_{name}", text, [*self._labels], registry=self._registry, buckets=buckets)
+        return metric.labels(**self._labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"attend_{name}", text, [*self._labels], registry=self._registry).labels(**self._labels)
+
+    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        gauge = Gauge(f"attend_{name}", text, [*self._labels], registry=self._registry).labels(**self._labels)
+        gauge.set_function(read)

@@ -1,0 +1,1 @@
+"""Weights -> ONNX bundle (offline), bundle -> logits (online). Knows nothing of `service`."""

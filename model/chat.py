@@ -29,7 +29,7 @@ class ChatTemplate:
         self._environment = minijinja.Environment(
             trim_blocks=True, lstrip_blocks=True, fuel=FUEL, pycompat=True, undefined_behavior="lenient"
         )
-        self._environment.add_function("raise_exception", _raise_exception)
+        self._environment.add_global("raise_exception", _raise_exception)
         try:
             self._environment.add_template("chat", source)
         except minijinja.TemplateError as error:

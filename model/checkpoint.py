@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from model.config import ModelConfig, config_from_hugging_face
+from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
 from model.gguf_file import read_gguf_file
 
 DEFAULT_SOURCE = "default"
@@ -157,7 +157,7 @@ def _read_gguf(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> Ch
     try:
         content = read_gguf_file(path, model_id)
     except (ValueError, OSError, KeyError, IndexError, MemoryError) as error:
-        if isinstance(error, ValueError) and not type(error) is ValueError:
+        if isinstance(error, UnsupportedModelError):
             raise
         raise CheckpointError(f"cannot read {path.name} as GGUF: {error}") from error
     licence = DEFAULT_LICENCE if sources[0].sha256 == DEFAULT_GGUF_SHA256 else content.licence

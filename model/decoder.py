@@ -39,6 +39,12 @@ class _Binding:
     logit_positions: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
 
+    @property
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """The logits of each row's only position, [B, V]."""
+        view: npt.NDArray[np.float32] = self.logits[:, 0]
+        return view
+
 
 class Decoder:
     """One ONNX session over one KVCache."""
@@ -66,7 +72,7 @@ class Decoder:
         Returns logits float32 [P, V].
         """
         num_tokens = len(token_ids)
-        assert num_tokens and num_past + num_tokens <= self.kv_cache.capacity_tokens, "chunk does not fit its row"
+        assert 0 < num_tokens <= self.kv_cache.capacity_tokens - num_past, "chunk does not fit its row"
         binding = self._prefill_bindings.get(row)
         if binding is None:
             binding = self._prefill_bindings[row] = self._new_binding(row, 1)
@@ -77,12 +83,10 @@ class Decoder:
         if positions is None:
             binding.logit_positions[0, 0] = num_tokens - 1
             self._run(binding)
-            return binding.logits[:, 0]
+            return binding.last_logits
         return self._run_at_positions(binding, np.ascontiguousarray(positions, np.int64))
 
-    def decode(
-        self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def decode(self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Compute one token of each of the rows 0..B-1.
 
         token_ids: int64 [B]. past_tokens: int64 [B], tokens that each row holds before this one. A row that takes no
@@ -97,7 +101,7 @@ class Decoder:
         binding.last_index[:] = past_tokens
         binding.max_total_tokens[...] = int(past_tokens.max()) + 1
         self._run(binding)
-        return binding.logits[:, 0]
+        return binding.last_logits
 
     def _run(self, binding: _Binding) -> None:
         try:
@@ -116,7 +120,7 @@ class Decoder:
         finally:
             _bind_input(binding.io, "logit_positions", binding.logit_positions, [1, 1])
             _bind_output(binding.io, LOGITS, binding.logits)
-        return logits[0]
+        return logits.reshape(num_positions, -1)
 
     def _new_binding(self, first_row: int, num_rows: int) -> _Binding:
         """Bind the cache rows from `first_row` on, and fresh small arrays."""
@@ -152,7 +156,9 @@ def _create_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     expected = {*STEP_INPUTS, *past_key_value_names(bundle.config.num_layers)}
     found = {value.name for value in session.get_inputs()}
     if found != expected:
-        raise DecoderError(f"{bundle.graph_path} has other inputs than its manifest's geometry asks for; export it again")
+        raise DecoderError(
+            f"{bundle.graph_path} has other inputs than its manifest's geometry asks for; export it again"
+        )
     return session
 
 

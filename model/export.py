@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -67,7 +68,7 @@ class CachedAttention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, E], past key and value [B, G, S, D] -> output [B, T, E], present key and value [B, G, S, D]."""
+        """Hidden x [B, T, E], past key and value [B, G, S, D] -> output [B, T, E], present key and value [B, G, S, D]."""
         config = self.config
         packed = self.qkv_proj(x)  # [B, T, (H + 2G) * D]
         output_shape = [packed.shape[0], packed.shape[1], config.num_heads * config.head_dim]
@@ -107,7 +108,9 @@ class ServingGraph(nn.Module):
         self.lm_head = transformer.lm_head
         self.attentions = nn.ModuleList(CachedAttention(layer, config) for layer in transformer.layers)
         self.feed_forwards = nn.ModuleList(GatedFeedForward(layer, config) for layer in transformer.layers)
-        norms = [norm for layer in transformer.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        norms = [
+            norm for layer in transformer.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
         self.norms = nn.ModuleList([*norms, transformer.norm])
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos)
@@ -162,7 +165,13 @@ def trace_graph(transformer: Transformer) -> onnx.ModelProto:
         torch.tensor(3, dtype=torch.int32),
         torch.zeros(2, 2, dtype=torch.int64),
     )
-    dynamic = ({0: batch, 1: tokens}, {0: batch}, {}, {0: batch, 1: positions}, ({0: batch, 2: capacity},) * len(past))
+    dynamic: tuple[Any, ...] = (
+        {0: batch, 1: tokens},
+        {0: batch},
+        {},
+        {0: batch, 1: positions},
+        ({0: batch, 2: capacity},) * len(past),
+    )
     with _quiet():
         program = torch.onnx.export(
             graph,

@@ -92,7 +92,8 @@ def _head_and_weight(model: onnx.ModelProto) -> tuple[onnx.NodeProto, onnx.Tenso
 
 
 def _initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return tensor
 
 
 def _is_tied(head_weight: onnx.TensorProto, embedding: onnx.TensorProto) -> bool:

@@ -16,7 +16,7 @@ NUM_CANDIDATES = 512  # nucleus sampling first looks at this many tokens; nearly
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose a token. temperature: 0 (greedy) to 2. top_p: mass of the nucleus, (0, 1]. seed: any 64-bit integer.
+    """How to choose a token. temperature: 0 (greedy) to 2. top_p: mass of the nucleus, (0, 1]. seed: 64 bits.
 
     Raises:
         ValueError: a value out of range or not a number; the message names the field and the range.

@@ -140,7 +140,7 @@ def load_transformer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> 
     """
     with torch.device("meta"):
         transformer = Transformer(config)
-    state = {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for name, array in tensors.items()}
+    state = {name: torch.tensor(np.asarray(array, np.float32)) for name, array in tensors.items()}
     if config.tie_word_embeddings and "embed_tokens.weight" in state:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     try:

@@ -1,0 +1,1 @@
+"""The service around a model: engine, HTTP API, metrics, deployment."""

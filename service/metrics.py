@@ -13,32 +13,57 @@ from service.engine.engine import StepReport
 from service.engine.loop import EngineLoop
 from service.engine.request import FinishReason, Request
 
-TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+TTFT_BUCKETS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
 TOKEN_BUCKETS = (
     .001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
 )  # fmt: skip
-REQUEST_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-PHASE_BUCKETS = (.001, .005, .01, .05, .1, *REQUEST_BUCKETS)
+REQUEST_BUCKETS = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+PHASE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, *REQUEST_BUCKETS)
 
-METRIC_NAMES = frozenset({
-    "attend_time_to_first_token_seconds",
-    "attend_inter_token_latency_seconds",
-    "attend_e2e_request_latency_seconds",
-    "attend_request_queue_time_seconds",
-    "attend_request_prefill_time_seconds",
-    "attend_request_decode_time_seconds",
-    "attend_step_duration_seconds",
-    "attend_batch_rows",
-    "attend_requests_running",
-    "attend_requests_waiting",
-    "attend_kv_cache_usage_ratio",
-    "attend_kv_cache_bytes",
-    "attend_prompt_tokens_total",
-    "attend_generation_tokens_total",
-    "attend_requests_total",
-    "attend_http_requests_total",
-    "attend_engine_alive",
-})
+METRIC_NAMES = frozenset(
+    {
+        "attend_time_to_first_token_seconds",
+        "attend_inter_token_latency_seconds",
+        "attend_e2e_request_latency_seconds",
+        "attend_request_queue_time_seconds",
+        "attend_request_prefill_time_seconds",
+        "attend_request_decode_time_seconds",
+        "attend_step_duration_seconds",
+        "attend_batch_rows",
+        "attend_requests_running",
+        "attend_requests_waiting",
+        "attend_kv_cache_usage_ratio",
+        "attend_kv_cache_bytes",
+        "attend_prompt_tokens_total",
+        "attend_generation_tokens_total",
+        "attend_requests_total",
+        "attend_http_requests_total",
+        "attend_engine_alive",
+    }
+)
 
 
 class Metrics:
@@ -46,7 +71,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, model: str, replica: str) -> None:
         """model, replica: the labels that every metric carries."""
-        disable_created_metrics()  # a second series per value, which nobody graphs
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per value, which nobody graphs
         self._registry = registry
         self._labels = {"model": model, "replica": replica}
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS)
@@ -61,7 +86,9 @@ class Metrics:
         self._requests = Counter(
             "attend_requests", "Requests ended.", [*self._labels, "finish_reason", "error"], registry=registry
         )
-        self._http = Counter("attend_http_requests", "HTTP answers.", [*self._labels, "route", "code"], registry=registry)
+        self._http = Counter(
+            "attend_http_requests", "HTTP answers.", [*self._labels, "route", "code"], registry=registry
+        )
 
     def on_step(self, report: StepReport) -> None:
         """Record a step and the tokens it made."""

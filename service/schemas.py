@@ -78,7 +78,9 @@ class ChatCompletionRequest(OpenAIFields):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
-        default=None, ge=1, description="The newer name of max_tokens; give one of them. Default: what the context holds."
+        default=None,
+        ge=1,
+        description="The newer name of max_tokens; give one of them. Default: what the context holds.",
     )
 
 

@@ -32,7 +32,9 @@ def check_port_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ServeError(f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port") from None
+        raise ServeError(
+            f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
+        ) from None
 
 
 def serve_standalone(settings: Settings) -> int:

@@ -67,7 +67,7 @@ def body_too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, message, code="body_too_large")
 
 
-def from_exception(error: Exception) -> ApiError:
+def from_exception(error: Exception) -> ApiError:  # noqa: PLR0911 - a table reads best as one
     """The table."""
     match error:
         case ApiError():
@@ -100,7 +100,14 @@ def install(app: FastAPI) -> None:
             api_error = ApiError(404, f"no route {request.method} {_shorten(request.url.path)}", code="route_not_found")
         return api_error.response()
 
-    known = (ApiError, InvalidRequestError, ChatTemplateError, SubmitRefusedError, RequestValidationError, HTTPException)
+    known = (
+        ApiError,
+        InvalidRequestError,
+        ChatTemplateError,
+        SubmitRefusedError,
+        RequestValidationError,
+        HTTPException,
+    )
     for kind in (*known, Exception):
         app.add_exception_handler(kind, handle)
 

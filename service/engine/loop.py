@@ -42,8 +42,8 @@ class EngineUnhealthyError(SubmitRefusedError):
 class LoopCallbacks:
     """Whom the loop tells what happened, from the engine's thread: for metrics. They must not block."""
 
-    on_step: Callable[[StepReport], None] = lambda report: None
-    on_end: Callable[[Request], None] = lambda request: None
+    on_step: Callable[[StepReport], None] = lambda _report: None
+    on_end: Callable[[Request], None] = lambda _request: None
 
 
 class RequestStream:

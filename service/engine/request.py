@@ -121,9 +121,7 @@ class Request:
         return self.status is RequestStatus.FINISHED
 
 
-def check_request(
-    prompt_ids: Sequence[int], stop: StopConditions, *, vocab_size: int, context_tokens: int
-) -> None:
+def check_request(prompt_ids: Sequence[int], stop: StopConditions, *, vocab_size: int, context_tokens: int) -> None:
     """Refuse what the engine could never finish.
 
     Raises:
@@ -147,5 +145,3 @@ def check_request(
             f"(context: {context_tokens} tokens)",
             "max_tokens",
         )
-
-

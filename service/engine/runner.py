@@ -23,15 +23,11 @@ class TokenDecoder(Protocol):
     config: ModelConfig
     kv_cache: KVCache
 
-    def prefill(
-        self, row: int, token_ids: npt.NDArray[np.int64], num_past: int
-    ) -> npt.NDArray[np.float32]:
+    def prefill(self, row: int, token_ids: npt.NDArray[np.int64], num_past: int) -> npt.NDArray[np.float32]:
         """Logits float32 [1, V] after a prompt chunk."""
         ...
 
-    def decode(
-        self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def decode(self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits float32 [B, V] after one token of each row."""
         ...
 

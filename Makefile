@@ -1,0 +1,54 @@
+# Everything starts here; needs Python 3.11+ and make, nothing else. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+CACHE ?= .cache/attend
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SERVE_READY := $(VENV)/.installed-serve
+DEV_READY := $(VENV)/.installed-dev
+
+export ATTEND_CACHE_DIR := $(CACHE)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format e2e loadtest export clean
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Attend needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --constraint constraints.txt --editable '.[cpu,export]'
+	@touch $@
+
+$(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --constraint constraints.txt --editable '.[cpu,export,dev]'
+	@touch $@ $(SERVE_READY)
+
+export: $(SERVE_READY) ## export the default model (a valid bundle is reused)
+	$(BIN)/attend export default
+
+serve: export ## set up, export the default model when missing, serve on 127.0.0.1:8000 under Ray Serve
+	exec $(BIN)/attend serve
+
+test: $(DEV_READY) ## set up and run the whole test suite
+	$(BIN)/python -m pytest
+
+e2e: $(DEV_READY) ## only the tests with a real server and real clients
+	$(BIN)/python -m pytest tests/e2e
+
+lint: $(DEV_READY) ## every static check, the same as the pre-commit hooks
+	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
+
+format: $(DEV_READY) ## format the code and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+loadtest: $(DEV_READY) ## load a service that runs on 127.0.0.1:8000, for a minute
+	$(BIN)/locust -f loadtest/locustfile.py --headless -u 16 -r 4 -t 60s --stop-timeout 30 --host http://127.0.0.1:8000
+
+clean: ## remove the virtual environment, the exported models and the tools' caches
+	rm -rf $(VENV) $(CACHE) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements behind `attend bench`. Nothing that serves imports them."""

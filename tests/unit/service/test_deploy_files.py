@@ -15,7 +15,7 @@ import yaml
 from service.metrics import METRIC_NAMES
 from service.settings import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DASHBOARD_FILES = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 ALERTS_FILE = ROOT / "deploy/prometheus/alerts.yml"
 OF_PROMETHEUS_ITSELF = {"up"}

@@ -1,0 +1,50 @@
+"""Fixtures that many tests share: bundles, made once and kept in the cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from model.bundle import Bundle
+from model.bundle_writer import ExportRequest, default_bundle_path, export_bundle
+from tests.support.tiny_checkpoint import write_tiny_checkpoint
+
+CACHE_DIR = Path(os.environ.get("ATTEND_CACHE_DIR", ".cache/attend")).resolve()
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """Where downloads and default bundles are kept between runs."""
+    return CACHE_DIR
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(cache_dir: Path) -> Bundle:
+    """The default model at int8."""
+    return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "int8"), "int8"), cache_dir)
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(cache_dir: Path) -> Bundle:
+    """The default model at fp32."""
+    return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "fp32"), "fp32"), cache_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder. Don't write to it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint exported at fp32. Don't write to it."""
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export_bundle(ExportRequest(str(tiny_folder), out, "fp32"), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see the default settings, whatever the shell has set; the cache's place is passed explicitly."""
+    for name in [name for name in os.environ if name.startswith("ATTEND_") and name != "ATTEND_CACHE_DIR"]:
+        monkeypatch.delenv(name)

@@ -1,0 +1,1 @@
+"""Fakes and tiny real things that tests share."""

@@ -68,7 +68,7 @@ class CachedAttention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, E] -> see below; past key and value [B, G, S, D] -> output [B, T, E], present key and value [B, G, S, D]."""
+        """From x [B, T, E], past key and value [B, G, S, D] to output [B, T, E], present key and value (as past)."""
         config = self.config
         packed = self.qkv_proj(x)  # [B, T, (H + 2G) * D]
         output_shape = [packed.shape[0], packed.shape[1], config.num_heads * config.head_dim]

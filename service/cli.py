@@ -132,11 +132,11 @@ def quality(
 def _bundle_path(bundle: Path | None, cache_dir: Path) -> Path:
     """The bundle named, or else the default model's, which must have been exported."""
     if bundle is not None:
-        return bundle
+        return bundle.resolve()
     path = cache_dir / "bundles" / f"default-{DEFAULT_PRECISION}"
     if not path.is_dir():
         raise BundleError(f"no bundle given and none at {path}; make one with `attend export default`")
-    return path
+    return path.resolve()
 
 
 def _serve_standalone(settings: Settings) -> int:
@@ -146,8 +146,11 @@ def _serve_standalone(settings: Settings) -> int:
 
 
 def _serve_cluster(settings: Settings) -> int:
+    from model.bundle import open_bundle
     from service.deployment import serve_cluster
 
+    assert settings.bundle is not None
+    open_bundle(settings.bundle)  # a replica would find out too, but only seconds after Ray has started
     return serve_cluster(settings)
 
 

@@ -121,8 +121,8 @@ def _from_http(error: HTTPException) -> ApiError:
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    """The first violation, in one line: which field, what is wrong with it."""
-    first = error.errors()[0]
+    """One violation, in one line: which field, what is wrong with it."""
+    first = _most_telling(error.errors())
     location = [part for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")
@@ -136,6 +136,16 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{name} is missing", param=name, code="missing_field")
     message = f"{name}: {_lower_first(str(first['msg']))}{_given(first.get('input'))}"
     return ApiError(400, message, param=name, code="invalid_value")
+
+
+def _most_telling(violations: Sequence[Any]) -> Any:
+    """Of the first field's violations, the one that got furthest.
+
+    Where a field may be of several types, the others only say that it is of another type.
+    """
+    field_name = violations[0]["loc"][:2]
+    same_field = [violation for violation in violations if violation["loc"][:2] == field_name]
+    return max(same_field, key=lambda v: (_field_name(v["loc"]).count("."), not v["type"].endswith("_type")))
 
 
 def _field_name(location: Sequence[int | str]) -> str:

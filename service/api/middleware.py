@@ -26,17 +26,41 @@ class BodyLimit:
         if not declared.isdigit() or int(declared) > self._max_body_bytes:
             await too_large.response()(scope, receive, send)
             return
-        num_bytes = 0
+        watch = _BodyWatch(self._max_body_bytes, receive)
+        answered = False
 
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise too_large
-            return message
+        async def answer(message: Message) -> None:
+            """Whatever the app made of a body that was cut off, the answer is 413."""
+            nonlocal answered
+            if not watch.is_exceeded:
+                await send(message)
+            elif not answered:
+                answered = True
+                await too_large.response()(scope, receive, send)
 
-        await self._app(scope, counted, send)
+        await self._app(scope, watch.receive, answer)
+
+
+class _BodyWatch:
+    """Counts the bytes of one body as the app reads them, and cuts it off at the limit."""
+
+    def __init__(self, max_body_bytes: int, receive: Receive) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._receive = receive
+        self._num_bytes = 0
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more came than is allowed."""
+        return self._num_bytes > self._max_body_bytes
+
+    async def receive(self) -> Message:
+        """The app's `receive`; raises once the limit is passed."""
+        message = await self._receive()
+        self._num_bytes += len(message.get("body", b""))
+        if self.is_exceeded:
+            raise body_too_large(self._max_body_bytes)
+        return message
 
 
 class HttpMetrics:

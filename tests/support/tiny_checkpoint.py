@@ -1,4 +1,4 @@
-"""A tiny Llama checkpoint in a Hugging Face folder: real files of every kind, random weights, a byte-level tokenizer."""
+"""A tiny Llama checkpoint in a Hugging Face folder: real files, random weights, a byte-level tokenizer."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,236 @@
+"""The engine on a fake decoder whose tokens depend on what is really in the cache."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.engine import COMPACT_MAX_TOKENS, Engine
+from service.engine.invariants import violations
+from service.engine.request import FinishReason, InvalidRequestError, Request, StopConditions, TokenEvent, check_request
+from service.engine.scheduler import Scheduler
+from tests.support.fake_decoder import FakeDecoder, expected_tokens
+from tests.support.requests import TOKENIZER, make_request
+
+
+def make_engine(num_rows: int = 4, budget: int = 16) -> tuple[Engine, FakeDecoder]:
+    """An engine over a fake decoder."""
+    decoder = FakeDecoder(num_rows)
+    return Engine(decoder, Scheduler(budget)), decoder
+
+
+def run(engine: Engine, decoder: FakeDecoder) -> list[TokenEvent]:
+    """Step until idle, checking every invariant after every step."""
+    events: list[TokenEvent] = []
+    while engine.has_work:
+        events += engine.step().events
+        assert violations(engine, decoder.kv_cache) == []
+    return events
+
+
+def text_of(events: Sequence[TokenEvent], request: Request) -> str:
+    """What a client would have read."""
+    return "".join(event.text for event in events if event.request is request)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=12), st.integers(4, 40))
+@settings(max_examples=60, deadline=None)
+def test_every_request_gets_the_tokens_it_gets_alone(shapes: list[tuple[int, int]], budget: int) -> None:
+    """Whatever shares its batch and however its prompt is cut, greedy tokens are the prompt's own."""
+    engine, decoder = make_engine(num_rows=3, budget=budget)
+    requests = [make_request([(7 * i + k) % 256 for k in range(n)], m) for i, (n, m) in enumerate(shapes)]
+    for request in requests:
+        engine.add(request)
+    run(engine, decoder)
+    for request in requests:
+        assert request.generated_ids == expected_tokens(request.prompt_ids, request.stop.max_tokens)
+        assert request.finish_reason is FinishReason.LENGTH
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 50), st.integers(1, 10)),
+        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("step"), st.just(0), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(ACTIONS)
+@settings(max_examples=150, deadline=None)
+def test_any_order_of_arrivals_steps_and_departures_keeps_the_invariants(actions: list[tuple[str, int, int]]) -> None:
+    """Each request ends exactly once, survivors get their own tokens, and the cache is empty at the end."""
+    engine, decoder = make_engine(num_rows=3)
+    requests: list[Request] = []
+    ends: list[TokenEvent] = []
+    for action, first, second in actions:
+        if action == "add":
+            requests.append(make_request([(first * 3 + k) % 256 for k in range(first)], second))
+            engine.add(requests[-1])
+        elif action == "abort" and requests:
+            event = engine.abort(requests[first % len(requests)])
+            ends += [event] if event else []
+        elif action == "step" and engine.has_work:
+            ends += [event for event in engine.step().events if event.finish_reason]
+        assert violations(engine, decoder.kv_cache) == []
+    ends += [event for event in run(engine, decoder) if event.finish_reason]
+    assert sorted(event.request.request_id for event in ends) == sorted(r.request_id for r in requests)
+    assert {request.request_id for request in engine.take_ended()} == {r.request_id for r in requests}
+    assert decoder.kv_cache.rows_used() == []
+    for request in requests:
+        assert request.generated_ids == expected_tokens(request.prompt_ids, request.num_generated)
+
+
+def test_a_request_joins_while_others_run_and_leaves_before_them() -> None:
+    """Continuous batching: no request waits for a batch to end."""
+    engine, decoder = make_engine()
+    long = make_request([1, 2, 3], 20)
+    engine.add(long)
+    for _ in range(5):
+        engine.step()
+    short = make_request([4, 5], 2)
+    engine.add(short)
+    engine.step()
+    engine.step()
+    assert short.is_finished
+    assert not long.is_finished
+    run(engine, decoder)
+    assert long.generated_ids == expected_tokens([1, 2, 3], 20)
+
+
+def test_sixteen_requests_decode_in_one_batch() -> None:
+    """One decoder call serves all of them."""
+    engine, decoder = make_engine(num_rows=16, budget=64)
+    for index in range(16):
+        engine.add(make_request([index, 1], 4))
+    reports = [engine.step() for _ in range(3)]
+    assert [report.num_decode_rows for report in reports] == [0, 16, 16]
+    assert decoder.decode_rows == [16, 16]
+
+
+def test_an_aborted_request_frees_its_row_for_the_next_step() -> None:
+    """A client that leaves makes room at once."""
+    engine, _ = make_engine(num_rows=1)
+    first, second = make_request([1, 2], 50), make_request([3, 4], 1)
+    engine.add(first)
+    engine.add(second)
+    engine.step()
+    assert second.row is None
+    event = engine.abort(first)
+    assert event is not None
+    assert event.finish_reason is FinishReason.CANCELLED
+    engine.step()
+    assert second.is_finished
+
+
+def test_aborting_twice_ends_once() -> None:
+    """The second abort has nothing to end."""
+    engine, _ = make_engine()
+    request = make_request([1, 2])
+    engine.add(request)
+    assert engine.abort(request) is not None
+    assert engine.abort(request) is None
+
+
+def test_holes_are_filled_so_that_few_requests_run_in_few_rows() -> None:
+    """When the lower rows end, the survivor moves down and its tokens stay right."""
+    engine, decoder = make_engine(num_rows=4, budget=64)
+    requests = [make_request([i, 9, 9], 3 if i < 3 else 12) for i in range(4)]
+    for request in requests:
+        engine.add(request)
+    run(engine, decoder)
+    assert decoder.decode_rows[-1] == 1
+    assert requests[3].generated_ids == expected_tokens([3, 9, 9], 12)
+
+
+def test_a_row_too_long_to_move_cheaply_stays_where_it_is() -> None:
+    """Moving is for short rows; a long one runs beside idle rows and its tokens stay right."""
+    decoder = FakeDecoder(num_rows=2, capacity_tokens=COMPACT_MAX_TOKENS + 64)
+    engine = Engine(decoder, Scheduler(4096))
+    short, long = make_request([1, 2], 2), make_request([5] * (COMPACT_MAX_TOKENS + 1), 6)
+    engine.add(short)
+    engine.add(long)
+    run(engine, decoder)
+    assert decoder.decode_rows[-1] == 2
+    assert long.generated_ids == expected_tokens(long.prompt_ids, 6)
+
+
+def test_a_failed_run_leaves_every_request_as_it_was() -> None:
+    """Nothing is committed before the decoder has succeeded; the same step then works."""
+    engine, decoder = make_engine()
+    request = make_request([1, 2, 3], 5)
+    engine.add(request)
+    engine.step()
+    before = (request.num_computed, list(request.generated_ids), request.row)
+    decoder.fail_at_call = decoder.num_calls + 1
+    with pytest.raises(RuntimeError, match="injected"):
+        engine.step()
+    assert (request.num_computed, request.generated_ids, request.row) == before
+    assert violations(engine, decoder.kv_cache) == []
+    run(engine, decoder)
+    assert request.generated_ids == expected_tokens([1, 2, 3], 5)
+
+
+def test_an_end_token_ends_with_stop_and_is_not_text() -> None:
+    """The end token counts as generated but is not shown."""
+    first = expected_tokens([1, 2], 3)
+    engine, decoder = make_engine()
+    request = make_request([1, 2], 10, stop_ids=[first[2]])
+    engine.add(request)
+    events = run(engine, decoder)
+    assert request.finish_reason is FinishReason.STOP
+    assert request.generated_ids == first
+    assert text_of(events, request) == TOKENIZER.decode(first[:2])
+
+
+def test_a_stop_string_across_tokens_ends_the_text_before_it() -> None:
+    """The string is found although each token brings one byte of it."""
+    prompt = next([i, i + 1] for i in range(200) if all(32 < t < 90 for t in expected_tokens([i, i + 1], 4)))
+    text = TOKENIZER.decode(expected_tokens(prompt, 4))
+    engine, decoder = make_engine()
+    request = make_request(prompt, 50, stop=[text[2:4]])
+    engine.add(request)
+    events = run(engine, decoder)
+    assert request.finish_reason is FinishReason.STOP
+    assert text_of(events, request) == text[:2]
+    assert request.num_generated == 4
+
+
+def test_the_last_event_and_no_other_has_a_finish_reason() -> None:
+    """Clients may stop reading there."""
+    engine, decoder = make_engine()
+    request = make_request([1, 2, 3], 6)
+    engine.add(request)
+    events = run(engine, decoder)
+    assert [event.finish_reason for event in events] == [None] * 5 + [FinishReason.LENGTH]
+    assert [event.num_generated for event in events] == [1, 2, 3, 4, 5, 6]
+
+
+def test_text_of_the_events_is_the_text_of_the_tokens() -> None:
+    """Also for bytes that form no character: every held byte comes out in the end."""
+    engine, decoder = make_engine()
+    request = make_request([200, 201], 40)
+    engine.add(request)
+    assert text_of(run(engine, decoder), request) == TOKENIZER.decode(request.generated_ids)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message", "param"),
+    [
+        ([], 1, "the prompt is empty", "prompt"),
+        ([257], 1, "token id 257 is out of range; ids are from 0 to 256", "prompt"),
+        ([-1], 1, "token id -1 is out of range", "prompt"),
+        ([1] * 512, 1, "the prompt has 512 tokens; this model's context holds 512", "prompt"),
+        ([1] * 10, 0, "max_tokens is 0; after a prompt of 10 tokens it must be from 1 to 502", "max_tokens"),
+        ([1] * 10, 503, "max_tokens is 503", "max_tokens"),
+    ],
+)
+def test_what_could_never_finish_is_refused_with_its_field(
+    prompt: list[int], max_tokens: int, message: str, param: str
+) -> None:
+    """Refused before the engine sees it; the message says what was given and what is allowed."""
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        check_request(prompt, StopConditions(max_tokens), vocab_size=257, context_tokens=512)
+    assert caught.value.param == param

@@ -111,7 +111,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(
             f"no bundle at {path}: {MANIFEST_NAME} is missing; make one with `attend export default --out {path}`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {file}: {error}; export the bundle again") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
@@ -121,7 +121,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         return _manifest_from_json(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = error if isinstance(error, UnsupportedModelError) else f"{type(error).__name__}: {error}"
         raise BundleError(f"{file} is not a valid manifest ({reason}); export the bundle again") from error
 
@@ -135,9 +135,12 @@ def open_bundle(path: Path) -> Bundle:
     manifest = read_manifest(path)
     for name, expected in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            raise BundleError(f"{path} lacks {name}, which its manifest lists; export the bundle again")
-        found = file_sha256(file)
+        try:
+            found = file_sha256(file)
+        except FileNotFoundError:
+            raise BundleError(f"{path} lacks {name}, which its manifest lists; export the bundle again") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"cannot read {file}: {error}; export the bundle again") from error
         if found != expected:
             raise BundleError(
                 f"{file} is damaged: sha256 {found[:12]}…, the manifest says {expected[:12]}…; export the bundle again"

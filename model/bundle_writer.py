@@ -76,7 +76,9 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
         ExportError: the target folder holds something else.
         CheckpointError, UnsupportedModelError: the source cannot be read or exported.
     """
-    out = request.out
+    out = request.out.resolve()  # `.` and links have siblings only there
+    if not out.name:
+        raise ExportError(f"{out} cannot be a bundle; name a folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out):
         path = resolve_source(request.source, cache_dir, say)
@@ -95,7 +97,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _replace(partial, out)
-    return open_bundle(out)
+    return open_bundle(request.out)
 
 
 def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], folder: Path, say: Say) -> None:
@@ -182,9 +184,9 @@ def _reusable(request: ExportRequest, sources: tuple[SourceFile, ...]) -> Bundle
 
 def _replace(partial: Path, out: Path) -> None:
     """Put the finished folder in place of whatever was there."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # of an export killed between the two renames
     if out.exists():
-        old = out.with_name(out.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
         partial.rename(out)
         shutil.rmtree(old)

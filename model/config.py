@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
+SCALING_KINDS = ("none", "linear", "llama3")
 ROTARY_HEAD_MULTIPLE = 16  # GroupQueryAttention's rotary kernel takes head sizes that are multiples of this
 
 
@@ -31,6 +32,22 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what `rotary_frequencies` cannot compute.
+
+        Raises:
+            UnsupportedModelError: an unknown kind, or a factor out of range.
+        """
+        if self.kind not in SCALING_KINDS:
+            raise UnsupportedModelError(f"rotary scaling {self.kind!r} is not one of {', '.join(SCALING_KINDS)}")
+        if not 0 < self.factor < math.inf:
+            raise UnsupportedModelError(f"rotary scaling factor is {self.factor}; it must be above 0")
+        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise UnsupportedModelError(
+                f"rotary scaling has low_freq_factor {self.low_freq_factor} and high_freq_factor "
+                f"{self.high_freq_factor}; the low one must be above 0 and below the high one"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,13 @@ class ModelConfig:
         """
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for name in (*sizes, "head_dim", "context_tokens"):
-            if getattr(self, name) < 1:
-                raise UnsupportedModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UnsupportedModelError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise UnsupportedModelError(f"{name} is {value!r}; it must be a number above 0")
         if self.num_heads % self.num_kv_heads:
             raise UnsupportedModelError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -75,8 +97,8 @@ class ModelConfig:
         if self.head_dim % ROTARY_HEAD_MULTIPLE:
             raise UnsupportedModelError(f"head_dim is {self.head_dim}; it must be a multiple of {ROTARY_HEAD_MULTIPLE}")
         for token_id in self.eos_token_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise UnsupportedModelError(f"eos token id {token_id} is outside the vocabulary of {self.vocab_size}")
+            if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
+                raise UnsupportedModelError(f"eos token id {token_id!r} is outside the vocabulary of {self.vocab_size}")
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -95,8 +117,7 @@ class ModelConfig:
             UnsupportedModelError: a field is missing, unknown, of the wrong type or out of range.
         """
         try:
-            fields = dict(values)
-            fields["eos_token_ids"] = tuple(int(i) for i in fields["eos_token_ids"])
+            fields = {**values, "model_id": str(values["model_id"]), "eos_token_ids": tuple(values["eos_token_ids"])}
             fields["rope_scaling"] = RopeScaling(**fields.get("rope_scaling", {}))
             return cls(**fields)
         except (KeyError, TypeError) as error:
@@ -109,18 +130,20 @@ def config_from_hugging_face(
     """Read a Hugging Face `config.json` (and `generation_config.json`, which may name more end tokens).
 
     Raises:
-        UnsupportedModelError: another architecture, activation or rotary scaling than Attend exports.
+        UnsupportedModelError: another architecture, activation or rotary scaling than Attend exports, or a value that
+            is missing or makes no sense.
     """
-    architectures = config.get("architectures") or ["(none named)"]
-    if not set(architectures) & set(SUPPORTED_ARCHITECTURES):
+    named = config.get("architectures") or "(none named)"
+    architectures = named if isinstance(named, list) else [named]
+    if not any(name in SUPPORTED_ARCHITECTURES for name in architectures):
         raise UnsupportedModelError(
             f"architecture {', '.join(map(str, architectures))} is not supported; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModelError(f"activation {config['hidden_act']!r} is not supported; supported: silu")
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     try:
+        rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
         num_heads = int(config["num_attention_heads"])
         return ModelConfig(
             model_id=model_id,
@@ -143,6 +166,10 @@ def config_from_hugging_face(
         )
     except KeyError as error:
         raise UnsupportedModelError(f"config.json lacks {error}") from error
+    except UnsupportedModelError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UnsupportedModelError(f"config.json holds a value that makes no sense: {error}") from error
 
 
 def rotary_frequencies(config: ModelConfig) -> list[float]:

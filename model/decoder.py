@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.bundle import LOGITS, STEP_INPUTS, Bundle, past_key_value_names, present_name
+from model.config import ModelConfig
 from model.kv_cache import KVCache
 
 FATAL = 4  # onnxruntime's log severity
@@ -153,13 +154,22 @@ def _create_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in Decoder._run
         raise DecoderError(f"ONNX Runtime cannot load {bundle.graph_path}: {_first_line(error)}") from error
-    expected = {*STEP_INPUTS, *past_key_value_names(bundle.config.num_layers)}
-    found = {value.name for value in session.get_inputs()}
-    if found != expected:
+    if not _fits_geometry(session, bundle.config):
         raise DecoderError(
-            f"{bundle.graph_path} has other inputs than its manifest's geometry asks for; export it again"
+            f"{bundle.graph_path} has other inputs or outputs than its manifest's geometry asks for; export it again"
         )
     return session
+
+
+def _fits_geometry(session: ort.InferenceSession, config: ModelConfig) -> bool:
+    """Whether the graph's names and fixed sizes are those that the bindings will use."""
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    past = past_key_value_names(config.num_layers)
+    if inputs.keys() != {*STEP_INPUTS, *past} or outputs.keys() != {LOGITS, *map(present_name, past)}:
+        return False
+    head = [config.num_kv_heads, config.head_dim]  # of [B, G, S, D]
+    return outputs[LOGITS][-1:] == [config.vocab_size] and all(inputs[name][1::2] == head for name in past)
 
 
 def _bind_input(io: Any, name: str, array: npt.NDArray[Any], shape: list[int]) -> None:

@@ -74,6 +74,15 @@ class _Fields:
         return len(field.data) if field is not None and field.types[0] == GGUFValueType.ARRAY else 0
 
 
+class _Reader(GGUFReader):
+    """Refuses to read past the end, where GGUFReader goes on with empty values: a short file, or a count too large."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise ValueError("the file ends before its content does; it was cut short or damaged")
+        return super()._get(offset, dtype, count, override_order)
+
+
 def read_gguf_file(path: Path, model_id: str) -> GgufContent:
     """Read the whole file; quantised tensors are expanded to the float32 values that they stand for.
 
@@ -81,10 +90,10 @@ def read_gguf_file(path: Path, model_id: str) -> GgufContent:
         ValueError: not a GGUF file, cut short, or lacking metadata.
         UnsupportedModelError: another architecture or tokenizer.
     """
-    reader = GGUFReader(path)
+    reader = _Reader(path)
     fields = _Fields(reader)
     config = _read_config(fields, model_id, tied=all(t.name != "output.weight" for t in reader.tensors))
-    special = {}
+    template, special = fields.get("tokenizer.chat_template"), {}
     for name in ("bos", "eos"):
         token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
         if token_id is not None:
@@ -93,7 +102,7 @@ def read_gguf_file(path: Path, model_id: str) -> GgufContent:
         config=config,
         tensors=_read_tensors(reader, config),
         tokenizer_json=_read_tokenizer(fields),
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=None if template is None else str(template),
         special_tokens=special,
         licence=str(fields.get("general.license", "not stated; see the model's card")),
     )

@@ -39,21 +39,21 @@ class KVCache:
     """Rows of keys and values for every layer, with the accounting of who holds how many tokens."""
 
     def __init__(self, config: ModelConfig, num_rows: int, capacity_tokens: int) -> None:
-        """Reserve `num_rows` rows of `capacity_tokens` each, rounded up so that rows start on a page.
+        """Reserve `num_rows` rows of `capacity_tokens` each, rounded up so that every head of a row starts on a page.
 
         Raises:
             MemoryError: the operating system refuses to reserve the address space.
         """
-        tokens_per_page = max(1, PAGE_BYTES // (config.head_dim * FLOAT_BYTES))
+        self._head_bytes = config.head_dim * FLOAT_BYTES  # of one token in one head
+        self._num_heads = 2 * config.num_layers * config.num_kv_heads
+        step = PAGE_BYTES // math.gcd(PAGE_BYTES, self._head_bytes)  # the fewest tokens that fill whole pages
         self.num_rows = num_rows
-        self.capacity_tokens = math.ceil(capacity_tokens / tokens_per_page) * tokens_per_page
-        self._tokens_per_page = tokens_per_page
-        self._bytes_per_token = config.kv_bytes_per_token
+        self.capacity_tokens = math.ceil(capacity_tokens / step) * step
         self._shape = (num_rows, config.num_kv_heads, self.capacity_tokens, config.head_dim)
         self._row_bytes = config.num_kv_heads * self.capacity_tokens * config.head_dim * FLOAT_BYTES
         try:
             self._buffers = [_reserve(num_rows * self._row_bytes) for _ in range(2 * config.num_layers)]
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             wanted = 2 * config.num_layers * num_rows * self._row_bytes
             raise MemoryError(f"cannot reserve {wanted / 2**30:.1f} GiB of address space for the KV cache") from error
         self._arrays = [np.frombuffer(buffer, np.float32).reshape(self._shape) for buffer in self._buffers]
@@ -95,6 +95,7 @@ class KVCache:
     def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first `num_tokens` tokens of one allocated row to another, which then holds exactly those."""
         assert num_tokens <= self._tokens[source], f"row {source} holds fewer than {num_tokens} tokens"
+        assert target in self._tokens, f"row {target} is not allocated"
         for array in self._arrays:
             array[target, :, :num_tokens] = array[source, :, :num_tokens]
         self._tokens[target] = num_tokens
@@ -112,13 +113,13 @@ class KVCache:
 
     def usage(self) -> KVUsage:
         """How much is held now; bytes count whole pages, as the operating system does."""
-        pages = sum(math.ceil(tokens / self._tokens_per_page) for tokens in self._tokens.values())
+        pages = sum(math.ceil(tokens * self._head_bytes / PAGE_BYTES) for tokens in self._tokens.values())
         return KVUsage(
             num_rows=self.num_rows,
             num_rows_used=len(self._tokens),
             num_tokens=sum(self._tokens.values()),
-            committed_bytes=pages * self._tokens_per_page * self._bytes_per_token,
-            capacity_bytes=self.num_rows * self.capacity_tokens * self._bytes_per_token,
+            committed_bytes=pages * PAGE_BYTES * self._num_heads,
+            capacity_bytes=self.num_rows * self.capacity_tokens * self._head_bytes * self._num_heads,
         )
 
 

@@ -47,10 +47,11 @@ def sample(logits: npt.NDArray[np.float32], params: SamplingParams, position: in
     logits: float32 [V]. position: index of the token in prompt plus answer; with the seed it decides the noise.
     Returns the token's id.
     """
-    if params.is_greedy:
+    largest = logits.max()
+    if params.is_greedy or not np.isfinite(largest):  # nothing to weigh where one is infinite or not a number
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())  # the largest is 1
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, and so a weight of 0, is right
+        weights = np.exp((logits.astype(np.float64) - largest) / params.temperature)  # the largest is 1
     noise = _uniform(params.seed, position)
     if params.top_p < 1.0:
         return _sample_nucleus(weights, params.top_p, noise)

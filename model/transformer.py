@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig, rotary_frequencies
+from model.config import ModelConfig, UnsupportedModelError, rotary_frequencies
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ def load_transformer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> 
     """A Transformer in evaluation mode holding a checkpoint's tensors (names without the `model.` prefix), float32.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape than the geometry asks for.
+        UnsupportedModelError: a tensor is missing, unknown or of another shape than the geometry asks for.
     """
     with torch.device("meta"):
         transformer = Transformer(config)
@@ -147,5 +147,5 @@ def load_transformer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> 
         transformer.load_state_dict(state, assign=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:400]
-        raise ValueError(f"the checkpoint's tensors don't fit its geometry: {detail}") from error
+        raise UnsupportedModelError(f"the checkpoint's tensors don't fit its geometry: {detail}") from error
     return transformer.eval().requires_grad_(False)

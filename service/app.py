@@ -77,6 +77,9 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
     app = _create_app(engine_loop)
     app.state.runtime = Runtime(engine_loop)
     app.state.metrics = metrics
+    app.state.metrics_targets = lambda: [
+        f"{settings.host}:{settings.port}"
+    ]  # a deployment of several puts its own here
     app.state.generator = Generator(
         manifest=bundle.manifest,
         tokenizer=Tokenizer(bundle.tokenizer_json),

@@ -234,6 +234,7 @@ def _serve_environment(*, num_threads: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",  # idle connections leave a reloaded HAProxy within 5 s
         "RAY_SERVE_HAPROXY_NBTHREAD": str(num_threads),
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a dead engine finishes nothing: do not wait for it
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # `_Cluster.drain` has waited already
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # the default of 0.1 costs an idle machine 2 % of a core
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica that reserves no GPU still sees the machine's
@@ -263,7 +264,6 @@ def _local_environment(directory: Path, host: str) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 500),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # `_Cluster.drain` has waited already
     }
 
 
@@ -442,7 +442,7 @@ class _Cluster:
         self._settings = settings
         self.directory = directory
         self._num_gpus = num_gpus
-        self._address = os.environ.get("RAY_ADDRESS", "")
+        self._address = os.environ.get("RAY_ADDRESS", "").removeprefix("local")
         self._handle: DeploymentHandle[Any] | None = None
 
     @property
@@ -487,31 +487,28 @@ class _Cluster:
         import ray
 
         options: dict[str, Any] = {
+            "address": "local",
             "num_cpus": 0,  # nothing here reserves processors, so as many replicas start as are asked for
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_temp_dir": str(self.directory),
         }
         if self._address:
-            options = {"runtime_env": {"env_vars": environment}}
-        address = self._address or "local"
-        try:
-            ray.init(address, namespace="serve", log_to_driver=False, **options)
-        except ConnectionError as error:
-            raise ServeError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
-        if self._address and self._is_serve_running():
-            raise ServeError(f"Ray Serve runs on the cluster at {address} already; stop it first with `serve shutdown`")
+            _check_address(self._address)
+            options = {"address": self._address, "runtime_env": {"env_vars": environment}}
+        ray.init(namespace="serve", log_to_driver=False, **options)
+        if self._address:
+            self._check_joined(len(ray.nodes()))
 
-    @staticmethod
-    def _is_serve_running() -> bool:
-        import ray
-        from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-        try:
-            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        except ValueError:
-            return False
-        return True
+    def _check_joined(self, num_nodes: int) -> None:
+        """Refuse a cluster whose Serve we would disturb, or whose nodes could not reach each other."""
+        if _is_serve_running():
+            raise ServeError(f"Ray Serve runs on the cluster {self._address} already; stop it first: `serve shutdown`")
+        if num_nodes > 1 and self._settings.host not in WILDCARD_HOSTS:
+            raise ServeError(
+                f"HAProxy reaches no replica on another of the {num_nodes} nodes with --host {self._settings.host}; "
+                "give --host 0.0.0.0"
+            )
 
     def _check_gpus(self) -> None:
         """Refuse what Ray would wait for without an end: more GPUs than the machine has."""
@@ -526,8 +523,9 @@ class _Cluster:
         from ray import serve
 
         host = self._settings.host
-        is_reachable = self._address or host in WILDCARD_HOSTS  # else HAProxy, on the same machine, is alone to connect
-        http = {"host": "0.0.0.0" if is_reachable else "127.0.0.1", "port": self._settings.port}  # noqa: S104
+        if not self._address and host not in WILDCARD_HOSTS:
+            host = "127.0.0.1"  # the replicas' host; HAProxy's listeners are bound to settings.host by the launcher
+        http = {"host": host, "port": self._settings.port}
         serve.start(proxy_location="EveryNode", http_options=http, logging_config={"enable_access_log": False})
 
     def _deploy(self, build: AppBuilder) -> None:
@@ -610,6 +608,32 @@ class _Cluster:
             import ray
 
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise `ServeError` unless a Ray cluster may be at `address`: `ray.init` waits for one without an end."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if "/" in host or not port.isdecimal():
+        raise ServeError(
+            f"RAY_ADDRESS={address} is not `host:port` or `auto`; change it, or unset it to start a cluster"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=STOP_GRACE_S).close()
+    except OSError as error:
+        raise ServeError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one, or unset it") from error
+
+
+def _is_serve_running() -> bool:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def _total_gpus() -> float:

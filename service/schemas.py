@@ -207,6 +207,13 @@ class Status(BaseModel):
     status: str
 
 
+class TargetGroup(BaseModel):
+    """One group of Prometheus's HTTP service discovery."""
+
+    targets: list[str]
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
 class Version(BaseModel):
     """Body of /version."""
 

@@ -1,5 +1,6 @@
 """What routes are given: the objects that service/app.py built, typed."""
 
+from collections.abc import Callable
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -18,5 +19,11 @@ def get_metrics(request: Request) -> Metrics:
     return cast(Metrics, request.app.state.metrics)
 
 
+def get_targets(request: Request) -> Callable[[], list[str]]:
+    """What lists the addresses of all replicas; it may block."""
+    return cast(Callable[[], list[str]], request.app.state.metrics_targets)
+
+
 GeneratorDependency = Annotated[Generator, Depends(get_generator)]
 MetricsDependency = Annotated[Metrics, Depends(get_metrics)]
+TargetsDependency = Annotated[Callable[[], list[str]], Depends(get_targets)]

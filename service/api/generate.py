@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Answer, collect, durations, live_events
 from service.api.responses import GENERATION_ERRORS, json_response
-from service.api.streaming import event_stream
+from service.api.streaming import EventStream
 from service.engine.loop import RequestStream
 from service.schemas import GenerateRequest, GenerateResponse, Timings
 
@@ -21,7 +21,7 @@ async def generate(body: GenerateRequest, http_request: Request, generator: Gene
     """Continue a prompt; greedy unless a temperature is given. Streamed: an event per piece, the last one whole."""
     stream = await generator.submit_prompt("gen", body)
     if body.stream:
-        return event_stream(_pieces(generator.model_id, stream))
+        return EventStream(_pieces(generator.model_id, stream), stream.cancel)
     return json_response(_whole(generator.model_id, await collect(stream, http_request)))
 
 

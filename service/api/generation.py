@@ -167,7 +167,10 @@ async def collect(stream: RequestStream, http_request: HttpRequest) -> Answer:
                 answer.add(event)
         return answer
 
-    return await _until_disconnect(fold, http_request)
+    try:
+        return await _until_disconnect(fold, http_request)
+    finally:
+        stream.cancel()  # also where the folding never began
 
 
 async def _until_disconnect(work: Callable[[], Awaitable[Answer]], http_request: HttpRequest) -> Answer:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Generator, collect, live_events, usage
 from service.api.responses import GENERATION_ERRORS, json_response
-from service.api.streaming import event_stream
+from service.api.streaming import EventStream
 from service.engine.loop import RequestStream
 from service.engine.request import InvalidRequestError
 from service.schemas import (
@@ -35,7 +35,8 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
     _check_stream_options(body)
     stream = await generator.submit_prompt("cmpl", body)
     if body.stream:
-        return event_stream(_chunks(generator, stream, "text_completion", _completion_choice, body.include_usage))
+        chunks = _chunks(generator, stream, "text_completion", _completion_choice, body.include_usage)
+        return EventStream(chunks, stream.cancel)
     answer = await collect(stream, http_request)
     choice = CompletionChoice(index=0, text=answer.text, finish_reason=answer.finish_reason)
     return json_response(
@@ -57,7 +58,8 @@ async def chat_completions(
     _check_stream_options(body)
     stream = await generator.submit_chat(body)
     if body.stream:
-        return event_stream(_chunks(generator, stream, "chat.completion.chunk", _chat_choice, body.include_usage))
+        chunks = _chunks(generator, stream, "chat.completion.chunk", _chat_choice, body.include_usage)
+        return EventStream(chunks, stream.cancel)
     answer = await collect(stream, http_request)
     choice = ChatChoice(index=0, message=ChatAnswer(content=answer.text), finish_reason=answer.finish_reason)
     return json_response(

@@ -4,11 +4,11 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 
-from service.api.dependencies import GeneratorDependency, MetricsDependency
+from service.api.dependencies import GeneratorDependency, MetricsDependency, TargetsDependency
 from service.api.errors import from_exception
 from service.api.responses import json_response
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError
-from service.schemas import ErrorBody, Status, Version
+from service.schemas import ErrorBody, Status, TargetGroup, Version
 
 router = APIRouter(tags=["Operations"])
 UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
@@ -41,6 +41,12 @@ async def metrics(registry: MetricsDependency) -> Response:
     """This replica's metrics in the Prometheus text format."""
     body, content_type = registry.expose()
     return Response(body, headers={"Content-Type": content_type})
+
+
+@router.get("/metrics/targets")
+def metrics_targets(find_targets: TargetsDependency) -> list[TargetGroup]:
+    """Where Prometheus finds each replica's own `/metrics`: its HTTP service discovery format."""
+    return [TargetGroup(targets=find_targets())]
 
 
 @router.get("/version")

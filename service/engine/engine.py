@@ -63,6 +63,11 @@ class Engine:
         return tuple(self._waiting)
 
     @property
+    def num_waiting(self) -> int:
+        """How many requests have no row; safe to read from another thread."""
+        return len(self._waiting)
+
+    @property
     def running(self) -> tuple[Request, ...]:
         """Requests that hold a row, in order of admission."""
         return tuple(self._running)

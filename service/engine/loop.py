@@ -64,7 +64,8 @@ class RequestStream:
 
     def cancel(self) -> None:
         """Abort the request if it has not ended."""
-        self._cancel(self.request)
+        if not self.request.is_finished:
+            self._cancel(self.request)
 
     async def events(self) -> AsyncGenerator[TokenEvent, None]:
         """Every event up to and including the one with a finish reason."""
@@ -138,7 +139,7 @@ class EngineLoop:
     @property
     def num_waiting(self) -> int:
         """Requests taken that hold no row yet."""
-        return len(self._added) + len(self._engine.waiting)
+        return len(self._added) + self._engine.num_waiting
 
     @property
     def num_decode_rows(self) -> int:

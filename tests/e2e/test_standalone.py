@@ -114,12 +114,9 @@ def completion(server: Server, index: int) -> str:
         "seed": index,
         "stream": True,
     }
-    texts = []
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                texts.append(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
-    return "".join(texts)
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: {")]
+    return "".join(json.loads(line)["choices"][0]["text"] for line in lines)
 
 
 def test_sixteen_concurrent_streams_run_in_one_batch_and_each_equals_its_answer_alone(server: Server) -> None:

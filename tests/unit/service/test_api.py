@@ -1,7 +1,9 @@
 """The HTTP API over a fake decoder: every route, every error of the contract."""
 
+import asyncio
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,6 +280,43 @@ def test_a_stream_that_fails_ends_with_an_error_event(client: TestClient, decode
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_gone_before_the_answer_begins_cancels_its_request(tmp_path: Path, is_streamed: bool) -> None:
+    """The connection closes right behind the body: no ghost runs to its max_tokens."""
+    app = fake_app(tmp_path, FakeDecoder())
+    body = json.dumps({"prompt": "hi", "max_tokens": 500, "stream": is_streamed}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/generate",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_message: dict[str, Any]) -> None:
+        await asyncio.sleep(0)  # a real connection yields here, and the disconnect overtakes the first event
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+            loop = app.state.generator.engine_loop
+            for _ in range(500):
+                if loop.num_in_flight == 0:
+                    return
+                await asyncio.sleep(0.01)
+            pytest.fail("the request still runs")
+
+    asyncio.run(scenario())
+    text = app.state.metrics.expose()[0].decode()
+    assert re.search(r'^attend_requests_total{.*finish_reason="cancelled".*} 1.0$', text, re.MULTILINE), text
+
+
 def test_models_are_listed_and_found_by_id(client: TestClient) -> None:
     """One model, and a 404 for any other."""
     card = client.get("/v1/models").json()["data"][0]
@@ -291,6 +330,11 @@ def test_version_and_docs_are_served(client: TestClient) -> None:
     assert client.get("/version").json()["model"] == MODEL_ID
     assert client.get("/docs").status_code == 200
     assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
+
+
+def test_prometheus_finds_the_service_through_its_own_route(client: TestClient) -> None:
+    """HTTP service discovery: a list of groups of host:port."""
+    assert client.get("/metrics/targets").json() == [{"targets": ["127.0.0.1:8000"], "labels": {}}]
 
 
 def samples(client: TestClient) -> dict[str, float]:

@@ -74,7 +74,7 @@ class _Fields:
         return len(field.data) if field is not None and field.types[0] == GGUFValueType.ARRAY else 0
 
 
-class _Reader(GGUFReader):
+class _Reader(GGUFReader):  # type: ignore[misc]  # gguf comes without types
     """Refuses to read past the end, where GGUFReader goes on with empty values: a short file, or a count too large."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:

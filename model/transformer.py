@@ -138,12 +138,15 @@ def load_transformer(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> 
     Raises:
         UnsupportedModelError: a tensor is missing, unknown or of another shape than the geometry asks for.
     """
-    with torch.device("meta"):
-        transformer = Transformer(config)
+    last_layer = config.num_layers - 1
+    if f"layers.{last_layer}.input_layernorm.weight" not in tensors:  # a damaged count would build layers without end
+        raise UnsupportedModelError(f"the checkpoint has no layer {last_layer}, its geometry has {config.num_layers}")
     state = {name: torch.tensor(np.asarray(array, np.float32)) for name, array in tensors.items()}
     if config.tie_word_embeddings and "embed_tokens.weight" in state:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     try:
+        with torch.device("meta"):
+            transformer = Transformer(config)
         transformer.load_state_dict(state, assign=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:400]

@@ -33,6 +33,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -43,7 +44,8 @@ STOP_GRACE_S = 5.0  # what processes and last events get to end by themselves be
 HEALTH_CHECK_PERIOD_S = 5.0  # Ray Serve replaces a replica after three failures in a row
 OBJECT_STORE_BYTES = 80 << 20  # nothing goes through it; Ray's minimum is 75 MiB
 START_ERROR = re.compile(r"attend-start-error: (\{.*\})")
-WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+WILDCARD_HOSTS = ("0.0.0.0", "::")
 
 
 class ServeError(Exception):
@@ -77,10 +79,12 @@ AppBuilder = Callable[[Settings], "FastAPI"]
 
 
 def build_default_app(settings: Settings) -> "FastAPI":
-    """Build the service's own app; imported here because only a replica needs the engine and its dependencies."""
-    from service.app import build_app
+    """Build the service's own app, its metrics labelled with the replica's rank, which a replacement inherits."""
+    from ray import serve
 
-    return build_app(settings)
+    from service.app import build_app  # here, because only a replica needs the engine and its dependencies
+
+    return build_app(settings, replica=str(serve.get_replica_context().rank.rank))
 
 
 class ReplicaStartError(Exception):
@@ -159,7 +163,7 @@ class Replica:
             state = None
             try:
                 state = await self._engine_lifespan.enter_async_context(original(app))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, `check_health` raises it
                 self._start_error = ReplicaStartError(error)
             try:
                 yield state
@@ -245,9 +249,8 @@ def _serve_environment(*, num_threads: int) -> dict[str, str]:
 def _local_environment(directory: Path, host: str) -> dict[str, str]:
     """Switches of a cluster of one machine: its own ports and files, on loopback, closed to other users."""
     metrics_port, stats_port, fallback_port = _free_ports(3)
-    first_port = 20_000 + 500 * secrets.randbelow(
-        20
-    )  # of the replicas: a neighbour's HAProxy still knows its dead ones
+    # Of the replicas; unlike a neighbour's, whose HAProxy may still send requests to the port of a replica that died.
+    first_port = 20_000 + 500 * secrets.randbelow(20)
     return _serve_environment(num_threads=1) | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: the node's address is 127.0.0.1
         "RAY_AUTH_MODE": "token",
@@ -344,7 +347,7 @@ def _adopt_orphans() -> None:
 
     What Ray's processes start may outlive them; this way it stays among our descendants and `_end_leftovers` finds it.
     """
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _descendants() -> dict[int, str]:
@@ -433,6 +436,37 @@ def _output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
 
 
 # --- in the driver: the cluster -------------------------------------------------------------------------------------
+
+
+def application(settings: Settings) -> "Application":
+    """Build the application that a Serve configuration names, as `import_path: service.deployment:application`.
+
+    For clusters that others start (KubeRay's RayService): `args` are the settings, `deployments` may override them.
+    """
+    return _application(settings, build_default_app, {"num_cpus": _num_cpus(settings)})
+
+
+def _num_cpus(settings: Settings) -> int:
+    """Processors a replica reserves on a shared cluster."""
+    return max(settings.threads, 1)
+
+
+def _application(settings: Settings, build: AppBuilder, resources: dict[str, float]) -> "Application":
+    from ray import serve
+
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name=APP_NAME,
+        num_replicas=settings.replicas,
+        ray_actor_options=resources,
+        max_ongoing_requests=settings.max_num_rows + settings.max_waiting_requests + ADMIN_REQUESTS,
+        max_constructor_retry_count=1,  # a bundle that does not open once does not open twice
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s + STOP_GRACE_S,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(settings, build)
 
 
 class _Cluster:
@@ -532,29 +566,12 @@ class _Cluster:
         from ray import serve
 
         try:
-            self._handle = serve.run(self._application(build), name=APP_NAME, route_prefix="/")
+            num_cpus = _num_cpus(self._settings) if self._address else 0
+            app = _application(self._settings, build, {"num_cpus": num_cpus, "num_gpus": self._num_gpus})
+            self._handle = serve.run(app, name=APP_NAME, route_prefix="/")
         except (OSError, RuntimeError) as error:
             status = serve.status().applications[APP_NAME].deployments[APP_NAME]
             raise _deploy_failure(status.message or str(error)) from error
-
-    def _application(self, build: AppBuilder) -> Any:
-        from ray import serve
-
-        settings = self._settings
-        cpus = max(settings.threads, 1) if self._address else 0
-        deployment: Any = serve.deployment(  # Any: declared for use as a bare decorator
-            serve.ingress()(Replica),
-            name=APP_NAME,
-            num_replicas=settings.replicas,
-            ray_actor_options={"num_cpus": cpus, "num_gpus": self._num_gpus},
-            max_ongoing_requests=settings.max_num_rows + settings.max_waiting_requests + ADMIN_REQUESTS,
-            max_constructor_retry_count=1,  # a bundle that does not open once does not open twice
-            health_check_period_s=HEALTH_CHECK_PERIOD_S,
-            graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=settings.drain_timeout_s + STOP_GRACE_S,
-            logging_config={"enable_access_log": False},
-        )
-        return deployment.bind(settings, build)
 
     def wait(self) -> None:
         """Block until a signal (KeyboardInterrupt).
@@ -600,7 +617,7 @@ class _Cluster:
         """Stop replicas, HAProxy and controller in order; the engine's lifespan ends before its process does."""
         from ray import serve
 
-        serve.shutdown()  # type: ignore[no-untyped-call]  # ray.serve.api declares no return type
+        serve.shutdown()
 
     def close(self) -> None:
         """Leave the cluster; a local one is stopped with it."""
@@ -639,7 +656,7 @@ def _is_serve_running() -> bool:
 def _total_gpus() -> float:
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # declares no return type
+    resources: dict[str, float] = ray.cluster_resources()
     return resources.get("GPU", 0.0)
 
 

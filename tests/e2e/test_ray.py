@@ -14,7 +14,7 @@ from model.bundle import Bundle
 from tests.support.server import Server, running_server
 
 MODEL_ID = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "Name the capital of France."}]
+QUESTION: Any = [{"role": "user", "content": "Name the capital of France."}]
 MAX_RESIDENT_MB = 900
 
 pytestmark = [pytest.mark.model, pytest.mark.ray]
@@ -36,10 +36,8 @@ def replicas(server: Server) -> list[psutil.Process]:
 def test_the_openai_client_gets_its_answer_streamed_and_not(server: Server) -> None:
     """Only the base URL differs from any other provider."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-        whole = client.chat.completions.create(model=MODEL_ID, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
-        stream: Any = client.chat.completions.create(  # type: ignore[call-overload]
-            model=MODEL_ID, messages=QUESTION, temperature=0, stream=True
-        )
+        whole = client.chat.completions.create(model=MODEL_ID, messages=QUESTION, temperature=0)
+        stream: Any = client.chat.completions.create(model=MODEL_ID, messages=QUESTION, temperature=0, stream=True)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert whole.choices[0].message.content == text == "The capital of France is Paris."
 

@@ -19,7 +19,7 @@ from model.bundle import Bundle
 from tests.support.server import Server, running_server
 
 MODEL_ID = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "Name the capital of France."}]
+QUESTION: Any = [{"role": "user", "content": "Name the capital of France."}]
 README = Path(__file__).parents[2] / "README.md"
 MAX_RESIDENT_MB = 900
 
@@ -57,7 +57,7 @@ def metric(url: str, name: str, **labels: str) -> float:
 
 def test_the_openai_client_gets_the_capital_of_france(client: openai.OpenAI) -> None:
     """Not streamed: text, finish reason, usage."""
-    answer = client.chat.completions.create(model=MODEL_ID, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=MODEL_ID, messages=QUESTION, temperature=0)
     assert answer.choices[0].message.content == "The capital of France is Paris."
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -67,7 +67,7 @@ def test_the_openai_client_gets_the_capital_of_france(client: openai.OpenAI) -> 
 
 def test_the_openai_client_streams_the_same_answer_token_by_token(client: openai.OpenAI) -> None:
     """Several chunks, the same text, the usage last."""
-    stream: Any = client.chat.completions.create(  # type: ignore[call-overload]
+    stream: Any = client.chat.completions.create(
         model=MODEL_ID, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)

@@ -1,11 +1,11 @@
 """The deployment on a real local Ray cluster, real HAProxy and real sockets, around a stub app without a model.
 
-Each server is this file run as a program (see the end), so that signals, exit statuses and left-over processes are real.
+A server is this file run as a program (see the end), so that signals, exit statuses and left-over processes are real.
 """
 
 import asyncio
+import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,6 +24,7 @@ from service.deployment import (
     Replica,
     ReplicaStartError,
     ServeError,
+    _check_address,
     _check_port,
     _deploy_failure,
     _free_ports,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 DEADLINE_S = 60.0
-pytestmark = pytest.mark.timeout(120)
+NEVER = {"gate": "/nonexistent", "left": "/dev/null"}  # a stream that nobody ends
 
 
 # --- the stub app ---------------------------------------------------------------------------------------------------
@@ -186,6 +187,8 @@ def server() -> Iterator[Server]:
     """Two replicas, shared by the tests that leave them as they were."""
     with running_server(replicas=2) as shared:
         yield shared.wait_ready()
+        shared.process.terminate()
+        assert shared.wait_end() == 0
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -196,29 +199,26 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def answers(url: str) -> httpx.Response | None:
-    """A response, whichever; None while nobody accepts the connection."""
-    try:
-        return httpx.get(url, timeout=DEADLINE_S)
-    except httpx.TransportError:
-        return None
-
-
 # --- serving --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ray
 def test_normal_start_prints_one_line(server: Server) -> None:
     """The operator sees where to connect, and nothing of Ray."""
     assert server.stdout == f"attend: ready at {server.url} (2 replicas)\n"
 
 
+@pytest.mark.ray
 def test_requests_reach_every_replica(server: Server) -> None:
     """HAProxy spreads requests over the copies."""
     seen: set[int] = set()
-    wait_until(lambda: seen.add(int(httpx.get(f"{server.url}/pid").text)) or len(seen) == 2)
+    deadline = time.monotonic() + DEADLINE_S
+    while seen != server.replica_pids() and time.monotonic() < deadline:
+        seen.add(int(httpx.get(f"{server.url}/pid").text))
     assert seen == server.replica_pids()
 
 
+@pytest.mark.ray
 def test_stream_arrives_chunk_by_chunk(server: Server, tmp_path: Path) -> None:
     """HAProxy passes the first event on before the second exists."""
     gate = tmp_path / "gate"
@@ -229,6 +229,7 @@ def test_stream_arrives_chunk_by_chunk(server: Server, tmp_path: Path) -> None:
         assert [line for line in lines if line] == ["data: last"]
 
 
+@pytest.mark.ray
 def test_leaving_client_ends_its_request_in_the_replica(server: Server, tmp_path: Path) -> None:
     """A connection closed at HAProxy cancels the stream behind it."""
     left = tmp_path / "left"
@@ -238,6 +239,7 @@ def test_leaving_client_ends_its_request_in_the_replica(server: Server, tmp_path
     wait_until(left.exists)
 
 
+@pytest.mark.ray
 def test_every_replica_is_a_metrics_target(server: Server) -> None:
     """Prometheus finds each copy under its own port."""
     targets = httpx.get(f"{server.url}/metrics/targets").json()
@@ -245,6 +247,7 @@ def test_every_replica_is_a_metrics_target(server: Server) -> None:
     assert pids == server.replica_pids()
 
 
+@pytest.mark.ray
 def test_listens_on_its_host_only(server: Server) -> None:
     """No port is open to the network, except the actors' gRPC, which asks for the cluster's token."""
     open_ports = {
@@ -256,6 +259,7 @@ def test_listens_on_its_host_only(server: Server) -> None:
     assert {name for name in open_ports if "ServeReplica" not in name} == set()
 
 
+@pytest.mark.ray
 def test_killed_replica_is_replaced(server: Server) -> None:
     """Requests go on at the other copy, and a new one takes the dead one's place."""
     before = server.replica_pids()
@@ -268,11 +272,12 @@ def test_killed_replica_is_replaced(server: Server) -> None:
 # --- stopping -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ray
 def test_drain_finishes_streams_and_refuses_requests(tmp_path: Path) -> None:
     """SIGTERM lets a running stream end, answers new requests 503, and leaves no process and no file."""
     gate = tmp_path / "gate"
     with running_server() as server:
-        directory = Path(open_files_directory(server.wait_ready()))
+        directory = Path(f"/proc/{server.wait_ready().process.pid}/fd/1").readlink().parent  # of its own log
         with httpx.stream("GET", f"{server.url}/stream", params={"gate": str(gate), "left": "/dev/null"}) as response:
             lines = response.iter_lines()
             assert next(lines) == "data: first"
@@ -287,16 +292,11 @@ def test_drain_finishes_streams_and_refuses_requests(tmp_path: Path) -> None:
         assert server.stderr == ""
 
 
-def open_files_directory(server: Server) -> str:
-    """The server's own folder: where its output goes."""
-    return str(Path(os.readlink(f"/proc/{server.process.pid}/fd/1")).parent)
-
-
+@pytest.mark.ray
 def test_drain_timeout_ends_streams_with_their_last_event() -> None:
     """A stream longer than the drain gets the engine's error, not a cut connection."""
     with running_server(drain_timeout_s=0.5) as server:
-        params = {"gate": "/nonexistent", "left": "/dev/null"}
-        with httpx.stream("GET", f"{server.wait_ready().url}/stream", params=params) as response:
+        with httpx.stream("GET", f"{server.wait_ready().url}/stream", params=NEVER) as response:
             lines = response.iter_lines()
             assert next(lines) == "data: first"
             server.process.send_signal(signal.SIGINT)
@@ -305,11 +305,11 @@ def test_drain_timeout_ends_streams_with_their_last_event() -> None:
         assert server.leftovers() == []
 
 
+@pytest.mark.ray
 def test_second_signal_stops_at_once() -> None:
     """An endless stream does not hold the server: it ends with the second signal's status, and no process stays."""
     with running_server() as server:
-        params = {"gate": "/nonexistent", "left": "/dev/null"}
-        with httpx.stream("GET", f"{server.wait_ready().url}/stream", params=params) as response:
+        with httpx.stream("GET", f"{server.wait_ready().url}/stream", params=NEVER) as response:
             assert next(response.iter_lines()) == "data: first"
             server.process.send_signal(signal.SIGINT)
             wait_until(lambda: httpx.get(f"{server.url}/pid").status_code == 503)
@@ -322,19 +322,90 @@ def test_second_signal_stops_at_once() -> None:
 # --- failing to start -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("bundle", "message"),
-    [
-        ("broken", "no bundle at broken; make one with `attend export`"),
-        ("broken-engine", "the engine finds no memory"),
-    ],
-)
-def test_replica_that_cannot_start_ends_the_server(bundle: str, message: str) -> None:
+@pytest.mark.ray
+def test_replica_that_cannot_start_ends_the_server() -> None:
     """The builder's own message, in one line, status 1, and no process left."""
-    with running_server(bundle=bundle) as server:
+    with running_server(bundle="broken") as server:
         assert server.wait_end() == 1
-        assert server.stderr == f"attend: a replica cannot start: {message}\n"
+        assert server.stderr == "attend: a replica cannot start: no bundle at broken; make one with `attend export`\n"
         assert server.stdout == ""
+
+
+def test_builders_message_survives_rays_report() -> None:
+    """It is found in the middle of a traceback, without its line breaks."""
+    error = ReplicaStartError(ValueError("no ä\n here"))
+    report = f"Error:\nTraceback:\n  File x\nReplicaStartError: {error}\n\n"
+    failure = _deploy_failure(report)
+    assert str(failure) == "a replica cannot start: no ä here"
+    assert not failure.is_unexpected
+
+
+def test_other_failures_keep_rays_last_line_and_its_logs() -> None:
+    """What the builder did not say, Ray's report says last."""
+    failure = _deploy_failure("Traceback:\n  File x\nModuleNotFoundError: No module named 'x'\n\n")
+    assert str(failure) == "a replica cannot start: ModuleNotFoundError: No module named 'x'"
+    assert failure.is_unexpected
+
+
+def test_engine_that_does_not_start_fails_the_health_check() -> None:
+    """Ray only says that the lifespan failed; the check after it says why."""
+    replica = Replica(Settings(bundle=Path("broken-engine")), build_stub_app)
+    app = replica.__serve_build_asgi_app__()
+
+    async def start() -> None:
+        async with app.router.lifespan_context(app):
+            await replica.check_health()
+
+    with pytest.raises(ReplicaStartError, match="the engine finds no memory"):
+        asyncio.run(start())
+
+
+def test_drain_waits_for_responses_not_yet_sent() -> None:
+    """The engine is done with a request before its client has the last bytes."""
+    replica = Replica(Settings(), build_stub_app)
+    app = replica.__serve_build_asgi_app__()
+    num_open = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.request"}
+
+    async def send(_message: Any) -> None:
+        num_open.append(await replica.drain())
+
+    scope = {"type": "http", "method": "GET", "path": "/pid", "headers": [], "query_string": b"", "http_version": "1.1"}
+    asyncio.run(app(scope, receive, send))
+    assert num_open == [1, 1]
+    assert asyncio.run(replica.drain()) == 0
+
+
+def test_haproxy_listens_where_told_and_refuses_with_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher edits the lines of Ray Serve's template that have no setting, and runs HAProxy."""
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/echo")
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("frontend a\n    bind :9101\nlisten b\n  bind *:8404\n    errorfile 503 /x/500.http\n")
+    launcher = _write_haproxy_launcher(tmp_path, "127.0.0.7")
+    output = subprocess.run([launcher, "-db", "-f", config, "-dR"], capture_output=True, text=True, check=True).stdout
+    assert output == f"-db -f {config} -dR\n"
+    bound = "frontend a\n    bind 127.0.0.7:9101\nlisten b\n  bind 127.0.0.7:8404\n"
+    assert config.read_text() == f"{bound}    errorfile 503 {tmp_path}/unavailable.http\n"
+    head, body = (tmp_path / "unavailable.http").read_text().split("\n\n")
+    assert head.splitlines()[0] == "HTTP/1.1 503 Service Unavailable"
+    assert "Retry-After: 5" in head.splitlines()
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("address", ["ray://host:10001", "host", "http://host:80"])
+def test_address_of_another_kind_is_refused(address: str) -> None:
+    """Ray's client protocol cannot deploy from here."""
+    with pytest.raises(ServeError, match=f"RAY_ADDRESS={address} is not `host:port` or `auto`"):
+        _check_address(address)
+
+
+def test_address_without_a_cluster_is_refused() -> None:
+    """Ray itself would wait without an end."""
+    (port,) = _free_ports(1)
+    with pytest.raises(ServeError, match=f"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:{port}"):
+        _check_address(f"127.0.0.1:{port}")
 
 
 def test_taken_port_is_reported_before_ray_starts() -> None:
@@ -343,6 +414,12 @@ def test_taken_port_is_reported_before_ray_starts() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"port {port} on 127.0.0.1 is in use; choose another with --port"):
             _check_port("127.0.0.1", port)
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    """One line says what was asked and what to change."""
+    with pytest.raises(ServeError, match=r"cannot listen on 192.0.2.77:8000 \(.*\); choose others with --host, --port"):
+        _check_port("192.0.2.77", 8000)
 
 
 if __name__ == "__main__":

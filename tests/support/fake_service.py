@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -37,7 +38,7 @@ def fake_bundle(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> B
 
 
 def fake_app(
-    folder: Path, decoder: FakeDecoder, *, chat_template: str | None = CHAT_TEMPLATE, **settings: int
+    folder: Path, decoder: FakeDecoder, *, chat_template: str | None = CHAT_TEMPLATE, **settings: Any
 ) -> FastAPI:
     """The app of a fake bundle and decoder."""
     bundle = fake_bundle(folder, chat_template=chat_template)

@@ -86,7 +86,8 @@ def write_tiny_checkpoint(folder: Path, *, num_shards: int = 1, seed: int = 0, *
     if num_shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return folder
-    names, weight_map = sorted(tensors), {}
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
     for shard in range(num_shards):
         file = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
         part = {name: tensors[name] for name in names[shard::num_shards]}

@@ -4,13 +4,12 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import METRIC_NAMES
@@ -40,7 +39,7 @@ def answer_to(prompt: str, count: int) -> str:
     return TOKENIZER.decode(expected_tokens(TOKENIZER.encode(prompt), count))
 
 
-def events(response: Response) -> list[Any]:
+def events(response: Any) -> list[Any]:
     """The JSON of a stream's events; checks the frame around them."""
     assert response.headers["content-type"].startswith("text/event-stream")
     frames = response.text.split("\n\n")
@@ -299,7 +298,7 @@ def test_a_client_gone_before_the_answer_begins_cancels_its_request(tmp_path: Pa
     async def receive() -> dict[str, Any]:
         return messages.pop() if messages else {"type": "http.disconnect"}
 
-    async def send(_message: dict[str, Any]) -> None:
+    async def send(_message: MutableMapping[str, Any]) -> None:
         await asyncio.sleep(0)  # a real connection yields here, and the disconnect overtakes the first event
 
     async def scenario() -> None:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def default_bundle_path(cache_dir: Path, precision: str = "int8") -> Path:
 
 
 def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: None) -> Bundle:
-    """Make the bundle that `request` describes, or reuse the valid one that is already there.
+    """Make the bundle that `request` describes, or reuse the valid one that is already there; its path is absolute.
 
     say: called with a line before each stage, for a progress display.
 
@@ -77,6 +77,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
         CheckpointError, UnsupportedModelError: the source cannot be read or exported.
     """
     out = request.out.resolve()  # `.` and links have siblings only there
+    request = replace(request, out=out)
     if not out.name:
         raise ExportError(f"{out} cannot be a bundle; name a folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _replace(partial, out)
-    return open_bundle(request.out)
+    return open_bundle(out)
 
 
 def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], folder: Path, say: Say) -> None:

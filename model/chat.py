@@ -4,6 +4,7 @@ Separate from the API because it is the model that knows how it was taught to ch
 never from requests; `minijinja` runs them with bounded fuel and without access to Python.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, fuel=FUEL, pycompat=True, undefined_behavior="lenient"
         )
         self._environment.add_global("raise_exception", _raise_exception)
+        self._environment.add_filter("tojson", _to_json)
         try:
             self._environment.add_template("chat", source)
         except minijinja.TemplateError as error:
@@ -48,12 +50,19 @@ class ChatTemplate:
                 **self._special_tokens,
                 "messages": [dict(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
+                "tools": None,  # as transformers does: templates ask whether it is none
+                "documents": None,
             }
             return self._environment.render_template("chat", **values)
         except Exception as error:  # whatever the template did: a call may raise any type
             message = error.message if isinstance(error, minijinja.TemplateError) else str(error)
             line = " ".join(message.split())
             raise ChatTemplateError(f"the model's chat template refuses these messages: {line}") from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """`tojson` as transformers has it; minijinja's own escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise_exception(message: str) -> str:

@@ -32,9 +32,15 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
 
-        Special tokens written out in the text become their single ids, as chat templates need.
+        Special tokens written out in the text become their single ids, as chat templates need. A lone surrogate (from a
+        command line that is not UTF-8) counts as U+FFFD.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError:  # how `tokenizers` refuses lone surrogates
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""

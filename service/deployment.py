@@ -7,7 +7,6 @@ A request's way: HAProxy on `settings.host:settings.port` -> a replica's own HTT
 replica. The driver (the process that calls `serve_cluster`) is on no request's way: it starts, watches, drains, stops.
 """
 
-import builtins
 import ctypes
 import errno
 import json
@@ -44,6 +43,7 @@ STOP_GRACE_S = 5.0  # what processes and last events get to end by themselves be
 HEALTH_CHECK_PERIOD_S = 5.0  # Ray Serve replaces a replica after three failures in a row
 OBJECT_STORE_BYTES = 80 << 20  # nothing goes through it; Ray's minimum is 75 MiB
 START_ERROR = re.compile(r"attend-start-error: (\{.*\})")
+HAPROXY_PATH_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 WILDCARD_HOSTS = ("0.0.0.0", "::")
 
@@ -92,8 +92,8 @@ class ReplicaStartError(Exception):
 
     def __init__(self, error: Exception) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
-        is_unnamed = isinstance(error, (LookupError, AssertionError)) and hasattr(builtins, type(error).__name__)
-        message = f"{type(error).__name__}: {text}" if is_unnamed else text
+        is_sentence = type(error).__module__ != "builtins" or isinstance(error, (OSError, ValueError, RuntimeError))
+        message = text if is_sentence else f"{type(error).__name__}: {text}"
         super().__init__(f"attend-start-error: {json.dumps({'message': message})}")
 
 
@@ -194,15 +194,6 @@ class Replica:
         """End the app's lifespan now: open streams get the engine's last event instead of a cut connection."""
         await self._engine_lifespan.aclose()
 
-    def advertised_host(self) -> str:
-        """Host at which this machine's replicas are reached from outside; loopback if they listen there."""
-        if self._settings.host not in WILDCARD_HOSTS:
-            return "127.0.0.1"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1: picks the outgoing interface, sends nothing
-            return str(probe.getsockname()[0])
-        return "127.0.0.1"
-
 
 def replica_metrics_targets() -> list[str]:
     """List `host:port` of every replica's own HTTP server, for Prometheus HTTP service discovery.
@@ -214,14 +205,27 @@ def replica_metrics_targets() -> list[str]:
     from ray import serve
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    context = serve.get_replica_context()
+    app_name = serve.get_replica_context().app_name
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    answer = controller.get_target_groups.remote(context.app_name, from_proxy_manager=True)
-    groups = ray.get(answer, timeout=STOP_GRACE_S)
+    answers = [
+        controller.get_http_config.remote(),
+        controller.get_target_groups.remote(app_name, from_proxy_manager=True),
+    ]
+    options, groups = ray.get(answers, timeout=STOP_GRACE_S)
     targets = [target for group in groups for target in group.targets if target.name.startswith("SERVE_REPLICA::")]
-    replica: Any = context.servable_object  # declared a function; it is the deployment's object
-    local_host = replica.advertised_host()
-    return sorted(f"{local_host if target.ip == '127.0.0.1' else target.ip}:{target.port}" for target in targets)
+    return sorted(f"{_reachable_host(options.host, target.ip)}:{target.port}" for target in targets)
+
+
+def _reachable_host(listening_host: str, node_address: str) -> str:
+    """Where others reach a replica that listens on `listening_host`, on the node known to Ray by `node_address`."""
+    if listening_host not in WILDCARD_HOSTS:
+        return listening_host
+    if node_address != "127.0.0.1":
+        return node_address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1: picks the outgoing interface, sends nothing
+        return str(probe.getsockname()[0])
+    return node_address
 
 
 # --- in the driver: the environment ---------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ def _local_environment(directory: Path, host: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # 15 by default: replicas would yield to everything else on the machine
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_haproxy_launcher(directory, host)),
+        HAPROXY_PATH_VARIABLE: str(_write_haproxy_launcher(directory, host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
@@ -281,9 +285,9 @@ REFUSAL_BODY = json.dumps(
     {
         "error": {
             "message": "No replica can take this request now; retry in 5 seconds.",
-            "type": "server_error",
+            "type": "service_unavailable",
             "param": None,
-            "code": "unavailable",
+            "code": "no_replica",
         }
     }
 ).encode()
@@ -355,7 +359,7 @@ def _descendants() -> dict[int, str]:
     children, names = defaultdict(list), {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            head, _, tail = stat.read_text().rpartition(")")
+            head, _, tail = stat.read_text(errors="replace").rpartition(")")
             state, parent = tail.split()[:2]
             children[int(parent)].append(pid := int(stat.parent.name))
             if state != "Z":
@@ -499,7 +503,8 @@ class _Cluster:
         if "ray.serve" in sys.modules:
             raise RuntimeError("serve_cluster works once per process: ray.serve has read its environment already")
         environment = self._environment()
-        os.environ.update({name: os.environ.get(name, value) for name, value in environment.items()})
+        from ray.exceptions import RayError
+
         try:
             self._connect(environment)
             signals.install()
@@ -508,14 +513,20 @@ class _Cluster:
         except SystemExit as error:  # from the handler of SIGTERM that ray.init installs
             signals.last = signal.SIGTERM
             raise KeyboardInterrupt from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, RayError) as error:
             raise ServeError(f"Ray cannot start: {_last_line(str(error))}", is_unexpected=True) from error
         self._deploy(build)
 
     def _environment(self) -> dict[str, str]:
+        """Put the switches in place, but for those that the operator has set; return them as they now are."""
         if self._address:
-            return _serve_environment(num_threads=4)
-        return _local_environment(self.directory, self._settings.host)
+            switches = _serve_environment(num_threads=4)
+        else:
+            switches = _local_environment(self.directory, self._settings.host)
+        for name, value in switches.items():
+            if name not in os.environ or name == HAPROXY_PATH_VARIABLE:  # the launcher runs the HAProxy set there
+                os.environ[name] = value
+        return {name: os.environ[name] for name in switches}
 
     def _connect(self, environment: dict[str, str]) -> None:
         import ray
@@ -570,8 +581,9 @@ class _Cluster:
             app = _application(self._settings, build, {"num_cpus": num_cpus, "num_gpus": self._num_gpus})
             self._handle = serve.run(app, name=APP_NAME, route_prefix="/")
         except (OSError, RuntimeError) as error:
-            status = serve.status().applications[APP_NAME].deployments[APP_NAME]
-            raise _deploy_failure(status.message or str(error)) from error
+            application = serve.status().applications.get(APP_NAME)
+            reports = [each.message for each in application.deployments.values()] if application else []
+            raise _deploy_failure("\n".join([str(error), *reports])) from error
 
     def wait(self) -> None:
         """Block until a signal (KeyboardInterrupt).
@@ -603,15 +615,22 @@ class _Cluster:
         return True
 
     def _broadcast(self, method: str) -> int:
-        """Call a method of every replica; return the sum of the answers. A replica that is gone has nothing to add."""
-        from ray.serve.exceptions import RayServeException
+        """Call a method of every replica; return the sum of the answers.
+
+        A replica that is gone adds nothing; one that is too busy to answer counts as one request, not as idle.
+        """
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import DeploymentUnavailableError
 
         assert self._handle is not None, "drained before it was deployed"
         try:
             answers = self._handle.broadcast(method).results(timeout_s=STOP_GRACE_S, return_exceptions=True)
-        except (RayServeException, TimeoutError):
+        except DeploymentUnavailableError:
             return 0
-        return sum(answer for answer in answers if isinstance(answer, int))
+        except TimeoutError:
+            return 1
+        silent = [each for each in answers if isinstance(each, Exception) and not isinstance(each, RayActorError)]
+        return len(silent) + sum(each for each in answers if isinstance(each, int))
 
     def stop_serve(self) -> None:
         """Stop replicas, HAProxy and controller in order; the engine's lifespan ends before its process does."""

@@ -36,7 +36,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 NEVER = {"gate": "/nonexistent", "left": "/dev/null"}  # a stream that nobody ends
 
 

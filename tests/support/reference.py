@@ -1,16 +1,24 @@
 """The reference implementation, Hugging Face transformers, and the textbook transformer, over the same weights."""
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from model.checkpoint import Checkpoint
+from model.checkpoint import DEFAULT_SOURCE, Checkpoint, read_checkpoint, resolve_source
+
+
+@cache
+def default_checkpoint(cache_dir: Path) -> Checkpoint:
+    """The default model's weights in float32, read once for all tests (0.5 GB)."""
+    return read_checkpoint(resolve_source(DEFAULT_SOURCE, cache_dir))
 
 
 def hugging_face_llama(config_json: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> Any:
-    """transformers' LlamaForCausalLM in float32, for a config.json and tensors by name, with `model.` or without."""
+    """LlamaForCausalLM of transformers in float32, for a config.json and tensors by name, with `model.` or without."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

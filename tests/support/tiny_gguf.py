@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 from tokenizers import pre_tokenizers
 
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ hello", "t h", "th e", "1 2")
@@ -57,10 +57,11 @@ def write_tiny_gguf(
     pre_tokenizer: str = "gpt-2",
     without: str | None = None,
     extra: Mapping[str, str] | None = None,
+    tensor_type: GGMLQuantizationType = GGMLQuantizationType.F32,
 ) -> Path:
     """Write the GGUF equivalent of a config.json and its tensors (by Hugging Face name), and return its path.
 
-    without: one metadata key to leave out. extra: metadata strings to add.
+    without: one metadata key to leave out. extra: metadata strings to add. tensor_type: of the matrices.
     """
     writer = GGUFWriter(path, architecture)
     end_id = gguf_vocabulary().index(END_TOKEN)
@@ -99,7 +100,8 @@ def write_tiny_gguf(
     for name, tensor in tensors.items():
         kind = name.split(".")[-2]
         stored = interleave_rotated_pairs(tensor, heads[kind]) if kind in heads else tensor
-        writer.add_tensor(llama_cpp_name(name), np.ascontiguousarray(stored))
+        kept = GGMLQuantizationType.F32 if tensor.ndim == 1 else tensor_type
+        writer.add_tensor(llama_cpp_name(name), quantize(np.ascontiguousarray(stored), kept), raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

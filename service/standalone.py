@@ -11,30 +11,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import Runtime, build_app
+from service.ports import check_port
 from service.settings import Settings
 
 DRAIN_POLL_S = 0.05
-
-
-class ServeError(RuntimeError):
-    """The service cannot start; the message is one line."""
-
-
-def check_port_free(host: str, port: int) -> None:
-    """Refuse a port that something listens on, before seconds are spent on loading.
-
-    Raises:
-        ServeError: it is in use, or the host is not an address of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ServeError(
-            f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
-        ) from None
 
 
 def serve_standalone(settings: Settings) -> int:
@@ -44,7 +24,7 @@ def serve_standalone(settings: Settings) -> int:
         ServeError: the port cannot be used.
         BundleError, DecoderError: the model cannot be served.
     """
-    check_port_free(settings.host, settings.port)
+    check_port(settings.host, settings.port)
     app = build_app(settings)
     server = _DrainingServer(app, settings)
     server.run()

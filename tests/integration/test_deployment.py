@@ -20,17 +20,10 @@ import httpx
 import psutil
 import pytest
 
-from service.deployment import (
-    Replica,
-    ReplicaStartError,
-    ServeError,
-    _check_address,
-    _check_port,
-    _deploy_failure,
-    _free_ports,
-    _write_haproxy_launcher,
-    serve_cluster,
-)
+from service.deployment import _check_address, deploy_failure, serve_cluster
+from service.ports import ServeError, check_port, free_ports
+from service.ray_environment import write_haproxy_launcher
+from service.replica import Replica, ReplicaStartError
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -123,7 +116,7 @@ class Server:
     """`serve_cluster` in a process of its own, and what it left behind."""
 
     def __init__(self, *, bundle: str = "", replicas: int = 1, drain_timeout_s: float = 30.0) -> None:
-        (self.port,) = _free_ports(1)
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "ATTEND_"))}
         environment |= {"ATTEND_PORT": str(self.port), "ATTEND_REPLICAS": str(replicas), "ATTEND_BUNDLE": bundle}
@@ -335,21 +328,21 @@ def test_builders_message_survives_rays_report() -> None:
     """It is found in the middle of a traceback, without its line breaks."""
     error = ReplicaStartError(ValueError("no ä\n here"))
     report = f"Error:\nTraceback:\n  File x\nReplicaStartError: {error}\n\n"
-    failure = _deploy_failure(report)
+    failure = deploy_failure(report)
     assert str(failure) == "a replica cannot start: no ä here"
     assert not failure.is_unexpected
 
 
 def test_other_failures_keep_rays_last_line_and_its_logs() -> None:
     """What the builder did not say, Ray's report says last."""
-    failure = _deploy_failure("Traceback:\n  File x\nModuleNotFoundError: No module named 'x'\n\n")
+    failure = deploy_failure("Traceback:\n  File x\nModuleNotFoundError: No module named 'x'\n\n")
     assert str(failure) == "a replica cannot start: ModuleNotFoundError: No module named 'x'"
     assert failure.is_unexpected
 
 
 def test_engine_that_does_not_start_fails_the_health_check() -> None:
     """Ray only says that the lifespan failed; the check after it says why."""
-    replica = Replica(Settings(bundle=Path("broken-engine")), build_stub_app)
+    replica = Replica(Settings(bundle=Path("broken-engine")), build_stub_app, list)
     app = replica.__serve_build_asgi_app__()
 
     async def start() -> None:
@@ -362,7 +355,7 @@ def test_engine_that_does_not_start_fails_the_health_check() -> None:
 
 def test_drain_waits_for_responses_not_yet_sent() -> None:
     """The engine is done with a request before its client has the last bytes."""
-    replica = Replica(Settings(), build_stub_app)
+    replica = Replica(Settings(), build_stub_app, list)
     app = replica.__serve_build_asgi_app__()
     num_open = []
 
@@ -383,7 +376,7 @@ def test_haproxy_listens_where_told_and_refuses_with_503(tmp_path: Path, monkeyp
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/echo")
     config = tmp_path / "haproxy.cfg"
     config.write_text("frontend a\n    bind :9101\nlisten b\n  bind *:8404\n    errorfile 503 /x/500.http\n")
-    launcher = _write_haproxy_launcher(tmp_path, "127.0.0.7")
+    launcher = write_haproxy_launcher(tmp_path, "127.0.0.7")
     output = subprocess.run([launcher, "-db", "-f", config, "-dR"], capture_output=True, text=True, check=True).stdout
     assert output == f"-db -f {config} -dR\n"
     bound = "frontend a\n    bind 127.0.0.7:9101\nlisten b\n  bind 127.0.0.7:8404\n"
@@ -403,7 +396,7 @@ def test_address_of_another_kind_is_refused(address: str) -> None:
 
 def test_address_without_a_cluster_is_refused() -> None:
     """Ray itself would wait without an end."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     with pytest.raises(ServeError, match=f"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:{port}"):
         _check_address(f"127.0.0.1:{port}")
 
@@ -413,13 +406,13 @@ def test_taken_port_is_reported_before_ray_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"port {port} on 127.0.0.1 is in use; choose another with --port"):
-            _check_port("127.0.0.1", port)
+            check_port("127.0.0.1", port)
 
 
 def test_address_of_another_machine_is_refused() -> None:
     """One line says what was asked and what to change."""
     with pytest.raises(ServeError, match=r"cannot listen on 192.0.2.77:8000 \(.*\); choose others with --host, --port"):
-        _check_port("192.0.2.77", 8000)
+        check_port("192.0.2.77", 8000)
 
 
 if __name__ == "__main__":

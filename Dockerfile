@@ -16,7 +16,7 @@ ARG PIP_EXTRA_INDEX_URL
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY model model
 COPY service service
 
@@ -24,12 +24,12 @@ COPY service service
 # readable for all, and writable for none but root.
 FROM source AS export
 ARG PRECISION=int8
-RUN --mount=type=cache,target=/root/.cache/pip pip install '/src[cpu,export]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt '/src[cpu,export]'
 RUN attend export default --out /bundle --precision "${PRECISION}" && chmod -R a+rX /bundle
 
 FROM source AS install
 ARG EXTRA
-RUN --mount=type=cache,target=/root/.cache/pip pip install "/src[${EXTRA}]"
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "/src[${EXTRA}]"
 # Serving runs without torch: a dependency that drags it in must fail here, not make the image four times as large.
 RUN python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
 

@@ -3,6 +3,8 @@
 Separate so that the engine can be driven by a fake and so that one file knows how memory is bound. On a CPU:
 
 * `prefill` runs a chunk of one row, [1, T]; `decode` runs one token of each of the rows 0..B-1, [B, 1].
+* A chunk runs with an even T: attention computes queries in tiles of an even size, and a query alone in its tile on
+  another path, whose last bits differ. A chunk of odd length takes one token more, written behind the row's own.
 * Every cache row is bound by address as past and as present, so a step copies nothing.
 * There is one IOBinding per batch size and one per prefilled row, made once: their small inputs have fixed addresses
   and are filled in place, so a decode step binds nothing.
@@ -70,17 +72,20 @@ class Decoder:
         """Compute a chunk of a row's prompt after the `num_past` tokens that the row already holds.
 
         token_ids: int64 [T]. positions: int64 [P], indices into the chunk whose logits are wanted; the last by default.
-        Returns logits float32 [P, V].
+        Returns logits float32 [P, V]. They depend on the row's tokens alone, not on how these were cut into chunks,
+        unless an odd chunk leaves its row or the context without room for one more token.
         """
         num_tokens = len(token_ids)
         assert 0 < num_tokens <= self.kv_cache.capacity_tokens - num_past, "chunk does not fit its row"
         binding = self._prefill_bindings.get(row)
         if binding is None:
             binding = self._prefill_bindings[row] = self._new_binding(row, 1)
-        binding.last_index[0] = num_past + num_tokens - 1
-        binding.max_total_tokens[...] = num_past + num_tokens
         token_ids = np.ascontiguousarray(token_ids, np.int64)
-        _bind_input(binding.io, "input_ids", token_ids, [1, num_tokens])
+        if num_tokens % 2 and num_past + num_tokens < min(self.kv_cache.capacity_tokens, self.config.context_tokens):
+            token_ids = np.append(token_ids, 0)
+        binding.last_index[0] = num_past + len(token_ids) - 1
+        binding.max_total_tokens[...] = num_past + len(token_ids)
+        _bind_input(binding.io, "input_ids", token_ids, [1, len(token_ids)])
         if positions is None:
             binding.logit_positions[0, 0] = num_tokens - 1
             self._run(binding)

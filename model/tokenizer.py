@@ -6,7 +6,8 @@ Separate from the engine because ids and text meet nowhere else. The work is don
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import DecodeStream
+
+REPLACEMENT = "\ufffd"
 
 
 class TokenizerError(ValueError):
@@ -28,6 +29,7 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.json is not readable: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
@@ -36,11 +38,14 @@ class Tokenizer:
         command line that is not UTF-8) counts as U+FFFD.
         """
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return self._encode(text, add_special_tokens)
         except TypeError:  # how `tokenizers` refuses lone surrogates
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+            return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """A batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on."""
+        return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""
@@ -52,24 +57,36 @@ class Tokenizer:
 
 
 class IncrementalDetokenizer:
-    """Turns one answer's tokens into text piece by piece; the pieces joined equal the whole decoded at once."""
+    """Turns one answer's tokens into text piece by piece; the pieces joined equal the whole decoded at once.
+
+    A token's text can depend on its neighbours (a character's bytes, a leading space), so each piece is the difference
+    between two decodings that begin at the same token. A piece that ends in U+FFFD waits: it may be half a character.
+    """
 
     def __init__(self, tokenizer: FastTokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._held: list[int] = []  # tokens whose bytes don't yet end a character
+        self._ids: list[int] = []  # from the first token of the piece before the last
+        self._num_shown = 0  # of these, tokens whose text has been returned
+        self._shown = ""  # their text, decoded alone
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; empty while a character is incomplete."""
-        text = self._stream.step(self._tokenizer, token_id)
-        if text is None:
-            self._held.append(token_id)
+        self._ids.append(token_id)
+        text = self._decode(self._ids)
+        if text.endswith(REPLACEMENT) or len(text) <= len(self._shown):
             return ""
-        self._held.clear()
-        return str(text)
+        piece = text[len(self._shown) :]
+        del self._ids[: self._num_shown]
+        self._num_shown = len(self._ids)
+        self._shown = self._decode(self._ids)
+        return piece
 
     def flush(self) -> str:
         """The text of what is still held at the end of the answer, with U+FFFD for an incomplete character."""
-        held, self._held = self._held, []
-        return str(self._tokenizer.decode(held, skip_special_tokens=self._skip_special_tokens)) if held else ""
+        piece = self._decode(self._ids)[len(self._shown) :]
+        self._ids, self._num_shown, self._shown = [], 0, ""
+        return piece
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens))

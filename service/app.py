@@ -37,6 +37,10 @@ class Runtime:
         """Requests that have not ended."""
         return self.engine_loop.num_in_flight
 
+    def stop_engine(self) -> None:
+        """End what still runs, each with an error that its client sees; blocks until the engine has stopped."""
+        self.engine_loop.stop()
+
     def check_health(self) -> None:
         """Raise if the engine is dead or stalled."""
         self.engine_loop.check_health()
@@ -89,6 +93,7 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
         created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
     )
     app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(middleware.LastResort)
     app.add_middleware(middleware.HttpMetrics, metrics=metrics)
     return app
 

@@ -1,6 +1,7 @@
 """The `attend` command: export, serve, generate, bench. Errors are one line and a non-zero exit, never a traceback."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from model.chat import ChatTemplateError
 from model.config import UnsupportedModelError
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES
 from model.tokenizer import TokenizerError
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 app = typer.Typer(
     name="attend",
@@ -41,7 +42,9 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     OSError,
 )
-USER_ERROR_NAMES = frozenset({"CheckpointError", "DecoderError", "ExportError", "InvalidRequestError", "ServeError"})
+USER_ERROR_NAMES = frozenset(
+    {"BenchError", "CheckpointError", "DecoderError", "ExportError", "InvalidRequestError", "ServeError"}
+)
 EXPORT_EXTRA = {"gguf", "onnx", "onnxscript", "safetensors", "torch"}
 
 
@@ -156,6 +159,8 @@ def _serve_cluster(settings: Settings) -> int:
 
 def _read_settings(options: dict[str, Any]) -> Settings:
     """Settings from the environment, overridden by the options that were given."""
+    if unknown := unknown_variables(os.environ):
+        _fail(f"{unknown[0]} is not a setting; `attend serve --help` lists them (ATTEND_PORT is --port, and so on)")
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:

@@ -5,13 +5,29 @@ Strict on purpose: a number in quotes, an unknown field or NaN is refused with a
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 512
 MAX_MESSAGES = 2048
 
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+MAX_INTEGER = 2**31 - 1
+
+
+def _refuse_surrogates(text: str) -> str:
+    """A lone half of a UTF-16 pair is no character: JSON can spell it, UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PydanticCustomError("surrogate", "text has a lone surrogate, which is not a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_refuse_surrogates)]
+TokenId = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]  # the engine checks it against the vocabulary
+TokenCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_refuse_surrogates)]
 
 
 class WireModel(BaseModel):
@@ -29,7 +45,7 @@ class StreamOptions(WireModel):
 class GenerationFields(WireModel):
     """What every generation route accepts."""
 
-    max_tokens: int | None = Field(default=None, ge=1, description="Most tokens to generate.")
+    max_tokens: TokenCount | None = Field(default=None, description="Most tokens to generate.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
@@ -49,8 +65,8 @@ class GenerationFields(WireModel):
 class OpenAIFields(GenerationFields):
     """What both OpenAI routes accept."""
 
-    model: str = Field(description="The served model's id, as GET /v1/models gives it.")
-    n: Literal[1] = Field(default=1, description="Number of answers; this release makes one.")
+    model: Text = Field(description="The served model's id, as GET /v1/models gives it.")
+    n: int = Field(default=1, ge=1, le=1, description="Number of answers; this release makes one.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
 
     @property
@@ -62,24 +78,23 @@ class OpenAIFields(GenerationFields):
 class CompletionRequest(OpenAIFields):
     """POST /v1/completions."""
 
-    prompt: str | list[int] = Field(description="Text, or token ids.")
-    max_tokens: int | None = Field(default=16, ge=1, description="Most tokens to generate.")
+    prompt: Text | list[TokenId] = Field(description="Text, or token ids.")
+    max_tokens: TokenCount | None = Field(default=16, description="Most tokens to generate.")
 
 
 class ChatMessage(WireModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class ChatCompletionRequest(OpenAIFields):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(
+    max_completion_tokens: TokenCount | None = Field(
         default=None,
-        ge=1,
         description="The newer name of max_tokens; give one of them. Default: what the context holds.",
     )
 
@@ -87,9 +102,9 @@ class ChatCompletionRequest(OpenAIFields):
 class GenerateRequest(GenerationFields):
     """POST /v1/generate: the native route. `{"prompt": "…"}` is enough."""
 
-    prompt: str | list[int] = Field(description="Text, or token ids; used as it is, without a chat template.")
-    model: str | None = Field(default=None, description="Optional; if given, the served model's id.")
-    max_tokens: int | None = Field(default=128, ge=1, description="Most tokens to generate.")
+    prompt: Text | list[TokenId] = Field(description="Text, or token ids; used as it is, without a chat template.")
+    model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
+    max_tokens: TokenCount | None = Field(default=128, description="Most tokens to generate.")
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
 
 

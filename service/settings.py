@@ -4,16 +4,25 @@ The only reader of the environment (``ATTEND_*``); the command line passes the s
 Kept apart so that every other module takes plain values and can be tested without an environment.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PREFIX = "ATTEND_"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none: most likely misspelt, and pydantic would ignore them."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+
 
 class Settings(BaseSettings):
     """Frozen configuration of one `attend serve`. Units stand in the names; ranges are enforced."""
 
-    model_config = SettingsConfigDict(env_prefix="ATTEND_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     bundle: Path | None = Field(
         default=None, description="Bundle folder written by `attend export`; unset: the default model's bundle."
@@ -28,7 +37,7 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Prompt plus answer of one request, tokens; 0: what the model allows."
     )
     prefill_chunk_tokens: int = Field(
-        default=256, ge=2, le=8192, description="Most prompt tokens computed in one step."
+        default=256, ge=4, le=8192, description="Most prompt tokens computed in one step."
     )
     max_waiting_requests: int = Field(
         default=256, ge=1, le=100_000, description="Requests that may wait; one more is answered 429."

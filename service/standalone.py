@@ -5,6 +5,7 @@ Separate from the app because stopping well is a server's business: the first si
 
 import asyncio
 import socket
+import time
 from types import FrameType
 
 import uvicorn
@@ -15,6 +16,7 @@ from service.ports import check_port
 from service.settings import Settings
 
 DRAIN_POLL_S = 0.05
+LAST_BYTES_S = 5.0  # for answers to be written once their requests have ended
 
 
 def serve_standalone(settings: Settings) -> int:
@@ -28,7 +30,9 @@ def serve_standalone(settings: Settings) -> int:
     app = build_app(settings)
     server = _DrainingServer(app, settings)
     server.run()
-    return 0 if server.started else 1
+    if not server.started:
+        return 1
+    return 128 + server.stopped_at_once_by if server.stopped_at_once_by else 0
 
 
 class _DrainingServer(uvicorn.Server):
@@ -43,29 +47,41 @@ class _DrainingServer(uvicorn.Server):
         self._settings = settings
         self._is_draining = False
         self._drain_task: asyncio.Task[None] | None = None
+        self.stopped_at_once_by = 0  # the second signal's number
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, then say so in one line."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             print(f"attend: ready at http://{self._settings.host}:{self._settings.port} (standalone)", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then stop. Second: stop at once."""
-        if self._is_draining:
+        """First signal: drain, then stop. Second: stop at once. Before the start is complete: uvicorn's own way."""
+        if not self.started:
             super().handle_exit(sig, frame)
-            return
-        self._is_draining = True
-        self._runtime.begin_drain()
-        self._loop.call_soon_threadsafe(self._start_drain)
+        elif self._is_draining:
+            self.stopped_at_once_by = sig
+        else:
+            self._is_draining = True
+            self._runtime.begin_drain()
 
-    def _start_drain(self) -> None:
-        self._drain_task = asyncio.ensure_future(self._drain())
+    async def on_tick(self, counter: int) -> bool:
+        """Uvicorn's heartbeat, every 0.1 s: start the drain that a signal asked for (a handler cannot)."""
+        if self._is_draining and self._drain_task is None:
+            self._drain_task = asyncio.ensure_future(self._drain())
+        return await super().on_tick(counter)
 
     async def _drain(self) -> None:
-        """Wait until nothing runs, or the drain timeout has passed; then let uvicorn shut down."""
-        deadline_s = self._loop.time() + self._settings.drain_timeout_s
-        while self._runtime.num_in_flight() and self._loop.time() < deadline_s:
+        """Wait for running requests; at the timeout or a second signal end them, so that each client reads an error."""
+        deadline_s = time.monotonic() + self._settings.drain_timeout_s
+        while self._num_open() and time.monotonic() < deadline_s and not self.stopped_at_once_by:
+            await asyncio.sleep(DRAIN_POLL_S)
+        await asyncio.to_thread(self._runtime.stop_engine)
+        last_bytes_s = time.monotonic() + LAST_BYTES_S
+        while self._num_open() and time.monotonic() < last_bytes_s:
             await asyncio.sleep(DRAIN_POLL_S)
         self.should_exit = True
+
+    def _num_open(self) -> int:
+        """Requests of the engine, or answers still being written."""
+        return max(self._runtime.num_in_flight(), len(self.server_state.tasks))

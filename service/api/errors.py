@@ -4,7 +4,6 @@ Separate from the routes so that none of them decides a status. Exceptions that 
 leak nothing.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,6 @@ from starlette.exceptions import HTTPException
 from model.chat import ChatTemplateError
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError, QueueFullError, SubmitRefusedError
 from service.engine.request import InvalidRequestError
-
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = {429: "1", 503: "5"}
 MAX_NAME_CHARACTERS = 100  # of a client's own text repeated in a message
@@ -73,7 +70,7 @@ def from_exception(error: Exception) -> ApiError:  # noqa: PLR0911 - a table rea
         case ApiError():
             return error
         case InvalidRequestError():
-            return ApiError(400, str(error), param=error.param, code="invalid_value")
+            return ApiError(400, str(error), param=error.param, code=error.code)
         case ChatTemplateError():
             return ApiError(400, str(error), param="messages", code="invalid_value")
         case QueueFullError():
@@ -90,13 +87,11 @@ def from_exception(error: Exception) -> ApiError:  # noqa: PLR0911 - a table rea
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of the app through the table."""
+    """Answer the exceptions that the table knows; middleware.LastResort answers the others."""
 
     async def handle(request: Request, error: Exception) -> Response:
         api_error = from_exception(error)
-        if api_error is INTERNAL_ERROR:
-            logger.error("unexpected error on %s", request.url.path, exc_info=error)
-        elif isinstance(error, HTTPException) and error.status_code == 404:
+        if isinstance(error, HTTPException) and error.status_code == 404:
             api_error = ApiError(404, f"no route {request.method} {_shorten(request.url.path)}", code="route_not_found")
         return api_error.response()
 
@@ -108,7 +103,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
     )
-    for kind in (*known, Exception):
+    for kind in known:
         app.add_exception_handler(kind, handle)
 
 
@@ -127,9 +122,10 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")
         return ApiError(400, f"the request body is not valid JSON: {reason}", code="invalid_json")
-    name = _field_name(location)
+    name = _field_name(location, keep_last=first["type"] == "extra_forbidden")
     if not name:
-        return ApiError(400, "the request body must be a JSON object with Content-Type: application/json")
+        message = "the request body must be a JSON object with Content-Type: application/json"
+        return ApiError(400, message, code="invalid_json")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name} is not a field of this request", param=name, code="unknown_field")
     if first["type"] == "missing":
@@ -148,8 +144,14 @@ def _most_telling(violations: Sequence[Any]) -> Any:
     return max(same_field, key=lambda v: (_field_name(v["loc"]).count("."), not v["type"].endswith("_type")))
 
 
-def _field_name(location: Sequence[int | str]) -> str:
-    """`messages.0.role`; parts that name a branch of a union of types are left out."""
+def _field_name(location: Sequence[int | str], *, keep_last: bool = False) -> str:
+    """`messages.0.role`; parts that name a branch of a union of types are left out.
+
+    keep_last: the last part is a client's own name, whatever it looks like.
+    """
+    if keep_last:
+        inner = _field_name(location[:-1])
+        return _shorten(f"{inner}.{location[-1]}" if inner else str(location[-1]))
     parts = [str(part) for part in location if isinstance(part, int) or part.isidentifier()]
     while len(parts) > 1 and parts[-1] in ("str", "int", "float", "bool"):
         parts.pop()

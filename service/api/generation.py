@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fastapi import Request as HttpRequest
@@ -19,6 +19,7 @@ from model.tokenizer import Tokenizer
 from service.api.errors import ApiError, engine_failure, unknown_model
 from service.engine.loop import EngineLoop, RequestStream
 from service.engine.request import (
+    CONTEXT_EXCEEDED,
     FinishReason,
     InvalidRequestError,
     Request,
@@ -43,6 +44,7 @@ class Generator:
     engine_loop: EngineLoop
     context_tokens: int
     created: int
+    _one_long_text: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @property
     def model_id(self) -> str:
@@ -67,8 +69,10 @@ class Generator:
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise InvalidRequestError("give max_tokens or max_completion_tokens, not both", "max_tokens")
         prompt = self.chat_template.render([message.model_dump() for message in body.messages])
-        prompt_ids = await self._encode(prompt, add_special_tokens=False)
-        return self._submit("chatcmpl", prompt_ids, body, body.max_completion_tokens or body.max_tokens)
+        limit_name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        with _blaming({"prompt": "messages", "max_tokens": limit_name}):
+            prompt_ids = await self._encode(prompt, add_special_tokens=False)
+            return self._submit("chatcmpl", prompt_ids, body, body.max_completion_tokens or body.max_tokens)
 
     async def submit_prompt(self, prefix: str, body: CompletionRequest | GenerateRequest) -> RequestStream:
         """Submit a plain prompt, text or token ids."""
@@ -100,9 +104,28 @@ class Generator:
         return self.engine_loop.submit(request)
 
     async def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, refused unread if no tokens of the model could make it fit."""
+        limit = self.context_tokens * self.tokenizer.longest_token_characters
+        if len(text) > limit:
+            message = (
+                f"the prompt has {len(text)} characters; the context of {self.context_tokens} tokens "
+                f"cannot hold more than {limit}"
+            )
+            raise InvalidRequestError(message, "prompt", CONTEXT_EXCEEDED)
         if len(text) < LONG_TEXT_CHARACTERS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        async with self._one_long_text:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+@contextlib.contextmanager
+def _blaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Name the field that the client sent where the engine's own name for it differs."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
 
 
 @dataclass

@@ -3,10 +3,14 @@
 Plain ASGI rather than the framework's base class, which would buffer streams and cost more than a token does.
 """
 
+import logging
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import body_too_large
+from service.api.errors import INTERNAL_ERROR, body_too_large
 from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 class BodyLimit:
@@ -83,3 +87,30 @@ class HttpMetrics:
             await send(message)
 
         await self._app(scope, receive, watched)
+
+
+class LastResort:
+    """Answers what no handler expected: 500 with the contract's body, the reason in the log and nowhere else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Catch everything; an answer that has begun can only be cut."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            logger.exception("unexpected error on %s", scope["path"])
+            if has_begun:
+                raise
+            await INTERNAL_ERROR.response()(scope, receive, send)

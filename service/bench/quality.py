@@ -21,6 +21,10 @@ from model.tokenizer import Tokenizer
 WINDOW_TOKENS = 512
 
 
+class BenchError(ValueError):
+    """A measurement that cannot be made; the message is one line."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One bundle on one text. `log_likelihoods` and `choices` (the likeliest next token) are [N], N scored tokens."""
@@ -46,13 +50,13 @@ def score_bundle(path: Path, text: str, max_tokens: int) -> Score:
 
     Raises:
         BundleError, DecoderError: it cannot be used.
-        ValueError: the text is shorter than one window.
+        BenchError: the text is shorter than one window.
     """
     bundle = open_bundle(path)
     ids = np.array(Tokenizer(bundle.tokenizer_json).encode(text, add_special_tokens=False)[:max_tokens], np.int64)
     windows = ids[: len(ids) // WINDOW_TOKENS * WINDOW_TOKENS].reshape(-1, WINDOW_TOKENS)
     if not len(windows):
-        raise ValueError(f"the text has {len(ids)} tokens; at least {WINDOW_TOKENS} are needed")
+        raise BenchError(f"the text has {len(ids)} tokens; at least {WINDOW_TOKENS} are needed")
     decoder = Decoder(bundle, KVCache(bundle.config, 1, WINDOW_TOKENS))
     scores = [_score_window(decoder, window) for window in windows]
     return Score(
@@ -68,7 +72,7 @@ def quality_table(
     paths: Sequence[Path], text_file: Path | None, max_tokens: int, say: Callable[[str], None] = lambda _: None
 ) -> Table:
     """Score each bundle and lay the results out against the first."""
-    text = default_text() if text_file is None else text_file.read_text(encoding="utf-8")
+    text = default_text() if text_file is None else _read_text(text_file)
     scores = []
     for path in paths:
         say(f"scoring {path}")
@@ -88,6 +92,13 @@ def quality_table(
             f"{score.agreement(reference):.2%}",
         )
     return table
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BenchError(f"{file} is not UTF-8 text") from None
 
 
 def default_text() -> str:

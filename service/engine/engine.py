@@ -4,6 +4,7 @@ A step is a transaction: plan (pure), reserve rows, run, then commit every token
 committed, and the caller decides what to fail.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +16,9 @@ from service.engine.request import FinishReason, Request, RequestStatus, TokenEv
 from service.engine.runner import Runner, TokenDecoder
 from service.engine.scheduler import Scheduler
 
+logger = logging.getLogger(__name__)
+
+TEXT_FAILED_MESSAGE = "the tokens of this answer could not be turned into text"
 COMPACT_MAX_TOKENS = 2048  # a row longer than this costs more to move than its hole costs to run idle
 
 
@@ -129,7 +133,11 @@ class Engine:
         now_s = self._clock()
         for request, token_id in tokens.items():
             request.generated_ids.append(token_id)
-            yield self._token_event(request, token_id, now_s)
+            try:
+                yield self._token_event(request, token_id, now_s)
+            except Exception:
+                logger.exception("the text of %s could not be made", request.request_id)
+                yield self._end(request, FinishReason.ERROR, token_id, "", TEXT_FAILED_MESSAGE)
 
     def _advance(self, request: Request, num_computed: int) -> None:
         assert request.row is not None

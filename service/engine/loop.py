@@ -224,7 +224,7 @@ class EngineLoop:
         self._publish()
         with self._wake:
             if not (self._engine.has_work or self._added or self._cancelled or self._is_stopping):
-                self._wake.wait(IDLE_HEARTBEAT_S)
+                self._wake.wait(min(IDLE_HEARTBEAT_S, self._stall_timeout_s / 4))
             self._heartbeat_s = time.monotonic()
             while self._added:
                 self._engine.add(self._added.popleft())

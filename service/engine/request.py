@@ -12,13 +12,16 @@ from model.sampler import SamplingParams
 from model.tokenizer import IncrementalDetokenizer
 from service.engine.stop_strings import StopStrings
 
+CONTEXT_EXCEEDED = "context_length_exceeded"
+
 
 class InvalidRequestError(ValueError):
-    """A request that can never run. `param` names the field at fault."""
+    """A request that can never run. `param` names the field at fault, `code` the fault, for programs."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class RequestStatus(Enum):
@@ -137,6 +140,7 @@ def check_request(prompt_ids: Sequence[int], stop: StopConditions, *, vocab_size
             f"the prompt has {len(prompt_ids)} tokens; this model's context holds {context_tokens} tokens, "
             "at least one of them for the answer",
             "prompt",
+            CONTEXT_EXCEEDED,
         )
     room = context_tokens - len(prompt_ids)
     if not 1 <= stop.max_tokens <= room:
@@ -144,4 +148,5 @@ def check_request(prompt_ids: Sequence[int], stop: StopConditions, *, vocab_size
             f"max_tokens is {stop.max_tokens}; after a prompt of {len(prompt_ids)} tokens it must be from 1 to {room} "
             f"(context: {context_tokens} tokens)",
             "max_tokens",
+            CONTEXT_EXCEEDED if stop.max_tokens > room else "invalid_value",
         )

@@ -82,12 +82,19 @@ def test_a_port_in_use_is_named(tiny_bundle: Bundle, mode: list[str]) -> None:
     [
         (["--port", "99999"], "--port (ATTEND_PORT) is '99999'"),
         (["--replicas", "none"], "--replicas (ATTEND_REPLICAS) is 'none'"),
+        (["--prefill-chunk-tokens", "3"], "--prefill-chunk-tokens (ATTEND_PREFILL_CHUNK_TOKENS) is '3'"),
         (["--max-num-rows", "0"], "--max-num-rows (ATTEND_MAX_NUM_ROWS) is '0'"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_variable(options: list[str], part: str) -> None:
     """What was given and where from."""
     assert_one_line(run_attend("serve", *options), part)
+
+
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the service would start with a default, without a word."""
+    monkeypatch.setenv("ATTEND_MAX_ROWS", "3")
+    assert_one_line(run_attend("serve"), "ATTEND_MAX_ROWS is not a setting")
 
 
 def test_an_unreadable_checkpoint_is_one_line(tmp_path: Path) -> None:
@@ -115,6 +122,17 @@ def test_generate_answers_and_refuses_in_one_line(tiny_bundle: Bundle) -> None:
     assert good.returncode == 0, good.stderr
     assert_one_line(run_attend("generate", "x" * 300, "--bundle", tiny_bundle.path), "context holds 256 tokens")
     assert_one_line(run_attend("generate", "x", "--bundle", tiny_bundle.path, "--top-p", "0"), "top_p is 0")
+
+
+def test_a_text_that_cannot_be_scored_is_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Too short, and not UTF-8."""
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "latin.txt").write_bytes(b"\xff" * 9000)
+    result = run_attend("bench", "quality", tiny_bundle.path, "--text", tmp_path / "short.txt")
+    assert "attend: the text has 5 tokens" in result.stderr.splitlines()[-1]
+    result = run_attend("bench", "quality", tiny_bundle.path, "--text", tmp_path / "latin.txt")
+    assert "is not UTF-8 text" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 def test_the_command_lists_what_it_can_do() -> None:

@@ -146,9 +146,41 @@ def test_a_client_that_leaves_frees_its_row(server: Server) -> None:
 
 
 def test_a_replica_stays_under_900_mb(server: Server) -> None:
-    """Resident memory of the serving process after the tests so far have used it."""
+    """Resident memory of the serving process after the tests so far, and after bodies of the largest size."""
+    for _ in range(8):
+        body = {"prompt": "word and " * 400_000}
+        assert httpx.post(f"{server.url}/v1/generate", json=body, timeout=60).status_code == 400
+    fitting = {"prompt": "word and " * 70_000}  # few enough characters to be tokenised, too many tokens
+    for _ in range(4):
+        assert httpx.post(f"{server.url}/v1/generate", json=fitting, timeout=60).status_code == 400
     resident_mb = psutil.Process(server.process.pid).memory_info().rss / 1e6
     assert resident_mb < MAX_RESIDENT_MB
+
+
+@pytest.mark.parametrize("is_timeout", [True, False])
+def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(int8_bundle: Bundle, is_timeout: bool) -> None:
+    """At the drain timeout, and at a second signal: an error event for a stream, the error body for the others."""
+    timeout_s = "0.5" if is_timeout else "60"
+    with running_server("--standalone", "--bundle", int8_bundle.path, "--drain-timeout-s", timeout_s) as server:
+        body = {"prompt": "Once upon a time", "max_tokens": 8000}
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(httpx.post, f"{server.url}/v1/generate", json=body, timeout=60)
+            with httpx.stream(
+                "POST", f"{server.url}/v1/generate", json={**body, "stream": True}, timeout=60
+            ) as response:
+                lines = response.iter_lines()
+                next(lines)
+                wait_for(lambda: metric(server.url, "attend_requests_running") == 2, "both run")
+                server.signal(signal.SIGTERM)
+                if not is_timeout:
+                    wait_for(lambda: httpx.get(f"{server.url}/ready").status_code == 503, "the drain begins")
+                    server.signal(signal.SIGTERM)
+                rest = [line for line in lines if line]
+            assert whole.result().status_code == 500
+            assert whole.result().json()["error"]["code"] == "engine_failed"
+        assert "the service stopped" in json.loads(rest[-1].removeprefix("data: "))["error"]["message"]
+        assert server.wait() == (0 if is_timeout else 128 + signal.SIGTERM)
+        assert "Traceback" not in server.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ It keeps each token's id in the real KVCache, where a real decoder keeps keys an
 pure function of the ids it reads back. A row that is lost, mixed up, moved wrongly or scribbled on gives other tokens.
 """
 
+import threading
 import zlib
 from collections.abc import Sequence
 
@@ -84,3 +85,18 @@ class FakeDecoder:
         self.num_calls += 1
         if self.num_calls == self.fail_at_call:
             raise RuntimeError("injected failure")
+
+
+class GatedDecoder(FakeDecoder):
+    """Waits for `gate` before each decode, so that a test decides when a step ends."""
+
+    def __init__(self, num_rows: int = 4) -> None:
+        super().__init__(num_rows)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def decode(self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Decode once the gate is open."""
+        self.entered.set()
+        assert self.gate.wait(20), "the test never opened the gate"
+        return super().decode(token_ids, past_tokens)

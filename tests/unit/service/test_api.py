@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.tokenizer import IncrementalDetokenizer
+from service.api.generation import Generator
 from service.metrics import METRIC_NAMES
-from tests.support.fake_decoder import FakeDecoder, expected_tokens
+from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.fake_service import MODEL_ID, fake_app
 from tests.support.requests import TOKENIZER
 
@@ -134,7 +138,7 @@ BAD_REQUESTS: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/completions", {**COMPLETION, "prompt": ""}, 400, "prompt", "the prompt is empty"),
     ("/v1/completions", {**COMPLETION, "prompt": []}, 400, "prompt", "the prompt is empty"),
     ("/v1/completions", {**COMPLETION, "prompt": [1, 257]}, 400, "prompt", "token id 257 is out of range"),
-    ("/v1/completions", {**COMPLETION, "prompt": [1, 2**70]}, 400, "prompt", "is out of range"),
+    ("/v1/completions", {**COMPLETION, "prompt": [1, 2**70]}, 400, "prompt.1", "less than or equal"),
     ("/v1/completions", {**COMPLETION, "prompt": [1.5]}, 400, "prompt.0", "valid integer"),
     ("/v1/completions", {**COMPLETION, "prompt": {"a": 1}}, 400, "prompt", "valid string"),
     ("/v1/completions", {**COMPLETION, "prompt": None}, 400, "prompt", "valid string"),
@@ -152,7 +156,7 @@ BAD_REQUESTS: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/completions", {**COMPLETION, "stop": ""}, 400, "stop", "at least 1 character"),
     ("/v1/completions", {**COMPLETION, "stop": ["a"] * 17}, 400, "stop", "at most 16 items"),
     ("/v1/completions", {**COMPLETION, "stream": "yes"}, 400, "stream", "valid boolean"),
-    ("/v1/completions", {**COMPLETION, "n": 2}, 400, "n", "should be 1"),
+    ("/v1/completions", {**COMPLETION, "n": 2}, 400, "n", "less than or equal to 1"),
     ("/v1/completions", {**COMPLETION, "frequency": 1}, 400, "frequency", "frequency is not a field of this request"),
     (
         "/v1/completions",
@@ -174,7 +178,34 @@ BAD_REQUESTS: list[tuple[str, Any, int, str | None, str]] = [
     ),
     ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user"}]}, 400, "messages.0.content", "missing"),
     ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 5}, 400, "max_tokens", "not both"),
-    ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 600}]}, 400, "prompt", "has 6"),
+    ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 600}]}, 400, "messages", "has 6"),
+    (
+        "/v1/chat/completions",
+        {"model": MODEL_ID, "messages": CHAT["messages"], "max_completion_tokens": 900},
+        400,
+        "max_completion_tokens",
+        "it must be from 1 to",
+    ),
+    ("/v1/completions", {**COMPLETION, "n": True}, 400, "n", "valid integer"),
+    ("/v1/completions", {**COMPLETION, "max_tokens": 10**4000}, 400, "max_tokens", "less than or equal"),
+    ("/v1/completions", {**COMPLETION, "top-p": 1}, 400, "top-p", "top-p is not a field of this request"),
+    ("/v1/completions", {**COMPLETION, "prompt": "a\ud800b"}, 400, "prompt", "lone surrogate"),
+    ("/v1/completions", {**COMPLETION, "stop": ["\udc00"]}, 400, "stop.0", "unicode string"),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "messages": [{"role": "user", "content": "a\ud800b"}]},
+        400,
+        "messages.0.content",
+        "lone surrogate",
+    ),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "messages": [{"role": "user", "content": "x", "my-key": 1}]},
+        400,
+        "messages.0.my-key",
+        "my-key is not a field",
+    ),
+    ("/v1/generate", {"prompt": "x" * 10000}, 400, "prompt", "characters; the context of 512 tokens cannot hold more"),
     ("/v1/generate", {}, 400, "prompt", "prompt is missing"),
     ("/v1/generate", {"prompt": "x" * 70000}, 413, None, "larger than 65536 bytes"),
 ]
@@ -231,10 +262,17 @@ def test_a_model_without_a_template_refuses_chat(tmp_path: Path) -> None:
 
 def test_a_full_queue_answers_429_with_retry_after(tmp_path: Path) -> None:
     """Refused, not queued without bound."""
-    app = fake_app(tmp_path, FakeDecoder(), max_waiting_requests=1)
-    with TestClient(app) as client:
-        app.state.generator.engine_loop._max_waiting_requests = 0
+    decoder = GatedDecoder(num_rows=1)
+    app = fake_app(tmp_path, decoder, max_waiting_requests=1)
+    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+        running = pool.submit(client.post, "/v1/completions", json=COMPLETION)
+        assert decoder.entered.wait(20)
+        waiting = pool.submit(client.post, "/v1/completions", json=COMPLETION)
+        while app.state.generator.engine_loop.num_waiting < 1:
+            time.sleep(0.01)
         response = client.post("/v1/completions", json=COMPLETION)
+        decoder.gate.set()
+        assert running.result().status_code == waiting.result().status_code == 200
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["type"] == "rate_limit_error"
@@ -267,6 +305,40 @@ def test_a_dead_engine_fails_requests_with_500_then_503_and_health_turns_false(
     assert client.post("/v1/completions", json=COMPLETION).status_code == 503
     assert "attend_engine_alive{" in client.get("/metrics").text
     assert samples(client)["attend_engine_alive"] == 0
+
+
+def test_an_unexpected_error_is_a_500_that_leaks_nothing_and_is_counted(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever breaks in a route: the contract's body, the reason in the log only, and the metric sees it."""
+
+    def broken(_self: Generator, _model: str | None) -> None:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(Generator, "check_model", broken)
+    response = client.post("/v1/completions", json=COMPLETION)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert "secret detail" in caplog.text
+    assert re.search(r'http_requests_total{code="500",.*} 1.0', client.get("/metrics").text)
+
+
+def test_text_that_cannot_be_made_ends_its_request_and_no_other(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer that fails on one answer must not stop the engine."""
+    real = IncrementalDetokenizer.push
+    monkeypatch.setattr(IncrementalDetokenizer, "push", lambda *_: 1 / 0)
+    assert client.post("/v1/completions", json=COMPLETION).json()["error"]["code"] == "engine_failed"
+    monkeypatch.setattr(IncrementalDetokenizer, "push", real)
+    assert client.get("/health").status_code == 200
+    assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_probes_may_ask_with_head(client: TestClient) -> None:
+    """Some load balancers do."""
+    assert client.head("/health").status_code == client.head("/ready").status_code == 200
 
 
 def test_a_stream_that_fails_ends_with_an_error_event(client: TestClient, decoder: FakeDecoder) -> None:

@@ -5,8 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from service.engine.engine import Engine
@@ -22,23 +20,8 @@ from service.engine.loop import (
 )
 from service.engine.request import FinishReason, Request, TokenEvent
 from service.engine.scheduler import Scheduler
-from tests.support.fake_decoder import FakeDecoder, expected_tokens
+from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.requests import make_request
-
-
-class GatedDecoder(FakeDecoder):
-    """Waits for `gate` before each decode, so that a test decides when a step ends."""
-
-    def __init__(self, num_rows: int = 4) -> None:
-        super().__init__(num_rows)
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-
-    def decode(self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Decode once the gate is open."""
-        self.entered.set()
-        assert self.gate.wait(20), "the test never opened the gate"
-        return super().decode(token_ids, past_tokens)
 
 
 @contextmanager

@@ -1,0 +1,106 @@
+"""The default model as served against transformers on the same weights: logits, greedy answers, and what int8 costs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.bundle import Bundle
+from model.chat import ChatTemplate
+from model.decoder import Decoder
+from model.tokenizer import Tokenizer
+from service.bench.quality import default_text, score_bundle
+from tests.support.decoding import Ids, continue_greedily, new_decoder
+from tests.support.reference import default_checkpoint, hugging_face_config, hugging_face_llama
+
+pytestmark = pytest.mark.model
+
+NUM_TOKENS = 64
+CHAT_PROMPTS = (
+    "Name the capital of France.",
+    "Explain in two sentences why the sky is blue.",
+    "Zähle von 1 bis 5 🐑🐑 und dann rückwärts, bitte: 5, 4, …",
+)
+PLAIN_PROMPTS = (
+    "Once upon a time, in a village by the sea, there lived",
+    "def fibonacci(n: int) -> int:\n    if n < 2:\n        return",
+)
+PROMPTS = (*CHAT_PROMPTS, *PLAIN_PROMPTS)
+
+
+def prompt_ids(bundle: Bundle, prompt: str) -> Ids:
+    """A prompt's token ids: through the chat template, or as it is for a plain one."""
+    text = prompt
+    if prompt in CHAT_PROMPTS:
+        template = ChatTemplate(str(bundle.chat_template), bundle.manifest.special_tokens)
+        text = template.render([{"role": "user", "content": prompt}])
+    return np.array(Tokenizer(bundle.tokenizer_json).encode(text), np.int64)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(cache_dir: Path) -> Any:
+    """LlamaForCausalLM of transformers with the default model's weights."""
+    checkpoint = default_checkpoint(cache_dir)
+    return hugging_face_llama(hugging_face_config(checkpoint), checkpoint.tensors)
+
+
+@pytest.fixture(scope="module")
+def decoder(fp32_bundle: Bundle) -> Decoder:
+    """The fp32 bundle, one row."""
+    return new_decoder(fp32_bundle)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=("question", "explanation", "digits and emoji", "story", "code"))
+def test_fp32_logits_equal_those_of_transformers(
+    fp32_bundle: Bundle, decoder: Decoder, hugging_face: Any, prompt: str
+) -> None:
+    """At every position of the prompt, within 1e-3."""
+    import torch
+
+    token_ids = prompt_ids(fp32_bundle, prompt)
+    with torch.no_grad():
+        expected = hugging_face(torch.tensor(token_ids)[None]).logits[0].numpy()
+    found = decoder.prefill(0, token_ids, 0, np.arange(len(token_ids)))
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=("question", "explanation", "digits and emoji", "story", "code"))
+def test_fp32_greedy_answer_equals_that_of_transformers(
+    fp32_bundle: Bundle, decoder: Decoder, hugging_face: Any, prompt: str
+) -> None:
+    """Token by token over 64 tokens, end tokens counted like others."""
+    import torch
+
+    token_ids = prompt_ids(fp32_bundle, prompt)
+    asked = torch.tensor(token_ids)[None]
+    answer = hugging_face.generate(
+        asked,
+        attention_mask=torch.ones_like(asked),
+        do_sample=False,
+        max_new_tokens=NUM_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    expected = answer[0, len(token_ids) :].tolist()
+    chosen, _ = continue_greedily(decoder, token_ids, NUM_TOKENS)
+    assert chosen == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_default_model_knows_the_capital_of_france(fp32_bundle: Bundle, int8_bundle: Bundle, precision: str) -> None:
+    """A question in the chat template is answered with sense, and the answer ends by itself."""
+    bundle = fp32_bundle if precision == "fp32" else int8_bundle
+    chosen, _ = continue_greedily(new_decoder(bundle), prompt_ids(bundle, CHAT_PROMPTS[0]), 32)
+    assert bundle.config.eos_token_ids[0] in chosen
+    answer = chosen[: chosen.index(bundle.config.eos_token_ids[0])]
+    assert "Paris" in Tokenizer(bundle.tokenizer_json).decode(answer)
+
+
+def test_int8_perplexity_is_within_one_percent_of_fp32(fp32_bundle: Bundle, int8_bundle: Bundle) -> None:
+    """On 4,088 tokens of English prose, as `attend bench quality` measures it."""
+    text = default_text()
+    exact, rounded = (score_bundle(bundle.path, text, 4_096) for bundle in (fp32_bundle, int8_bundle))
+    assert len(exact.log_likelihoods) >= 4_000
+    assert abs(rounded.perplexity / exact.perplexity - 1) < 0.01
+    assert rounded.agreement(exact) > 0.9

@@ -19,7 +19,7 @@ GRAPH_NAME = "model.onnx"
 EXTERNAL_DATA_NAME = "model.onnx.data"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-REQUIRED_FILES = (GRAPH_NAME, TOKENIZER_NAME)
+REQUIRED_FILES = (GRAPH_NAME, EXTERNAL_DATA_NAME, TOKENIZER_NAME)
 
 STEP_INPUTS = ("input_ids", "last_index", "max_total_tokens", "logit_positions")
 LOGITS = "logits"

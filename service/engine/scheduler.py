@@ -5,7 +5,7 @@ tokens per step, first come, first served, so a long prompt delays a running str
 
 Chunks have at least two tokens: attention takes another kernel path for a single query, whose result differs in the
 last bits, and an answer must not depend on how its prompt was cut (docs/adr/0004). A lone last token is avoided by
-making the chunk before it one shorter.
+making the chunk before it one shorter. `Decoder.prefill` sees to the other lone queries, those of odd chunks.
 """
 
 from collections.abc import Iterable, Sequence

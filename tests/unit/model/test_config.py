@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.config import ModelConfig, RopeScaling, UnsupportedModelError, config_from_hugging_face, rotary_frequencies
 from tests.support.errors import one_line
@@ -140,6 +142,26 @@ def test_unsupported_config_is_refused_in_one_line_that_names_the_value(changes:
     with pytest.raises(UnsupportedModelError) as caught:
         read(**changes)
     assert named in one_line(caught.value)
+
+
+NONSENSE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list(LLAMA3)), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(key=st.sampled_from([*tiny_config_json(), "rope_scaling", "rope_parameters"]), value=NONSENSE)
+@settings(max_examples=300, deadline=None)
+def test_config_with_any_value_replaced_is_usable_or_refused(key: str, value: Any) -> None:
+    """Whatever JSON stands anywhere; what is accepted has finite frequencies."""
+    try:
+        config = read(**{key: value})
+    except UnsupportedModelError as error:
+        one_line(error)
+    else:
+        if config.head_dim < 10_000:
+            assert all(math.isfinite(frequency) for frequency in rotary_frequencies(config))
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,8 @@ def test_a_stream_that_fails_ends_with_an_error_event(client: TestClient, decode
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_a_client_gone_before_the_answer_begins_cancels_its_request(tmp_path: Path, is_streamed: bool) -> None:
     """The connection closes right behind the body: no ghost runs to its max_tokens."""
-    app = fake_app(tmp_path, FakeDecoder())
+    decoder = GatedDecoder()
+    app = fake_app(tmp_path, decoder)
     body = json.dumps({"prompt": "hi", "max_tokens": 500, "stream": is_streamed}).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     scope = {
@@ -376,6 +377,7 @@ def test_a_client_gone_before_the_answer_begins_cancels_its_request(tmp_path: Pa
     async def scenario() -> None:
         async with app.router.lifespan_context(app):
             await app(scope, receive, send)
+            decoder.gate.set()
             loop = app.state.generator.engine_loop
             for _ in range(500):
                 if loop.num_in_flight == 0:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from model.bundle import Bundle
+from tests.support.processes import is_alive, replicas
 from tests.support.server import Server, running_server
 
 MODEL_ID = "smollm2-135m-instruct"
@@ -25,12 +26,6 @@ def server(int8_bundle: Bundle) -> Iterator[Server]:
     """Two replicas behind one address."""
     with running_server("--bundle", int8_bundle.path, "--replicas", "2", "--threads", "1") as server:
         yield server
-
-
-def replicas(server: Server) -> list[psutil.Process]:
-    """The processes that hold the model."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if "ServeReplica" in " ".join(child.cmdline())]
 
 
 def test_the_openai_client_gets_its_answer_streamed_and_not(server: Server) -> None:
@@ -64,7 +59,7 @@ def test_prometheus_can_reach_the_metrics_of_every_replica(server: Server) -> No
 
 def test_each_replica_stays_under_900_mb_and_has_no_torch(server: Server) -> None:
     """Resident memory of the processes that hold the model, and what they have mapped."""
-    processes = replicas(server)
+    processes = replicas(psutil.Process(server.process.pid))
     assert len(processes) == 2
     for process in processes:
         assert process.memory_info().rss / 1e6 < MAX_RESIDENT_MB
@@ -87,4 +82,4 @@ def test_a_drain_finishes_running_streams_and_leaves_no_process(int8_bundle: Bun
         assert "".join(json.loads(line[6:])["text"] for line in rest[:-2]) == whole["text"]
         assert server.wait() == 0
         assert "Traceback" not in server.output
-        assert not [process for process in started if process.is_running()]
+        assert not [process for process in started if is_alive(process)]

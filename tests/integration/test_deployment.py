@@ -25,6 +25,7 @@ from service.ports import ServeError, check_port, free_ports
 from service.ray_environment import write_haproxy_launcher
 from service.replica import Replica, ReplicaStartError
 from service.settings import Settings
+from tests.support.processes import descendants, is_alive, listening_addresses, replicas, title
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -139,7 +140,7 @@ class Server:
         line = self._popen.stdout.readline()
         assert line, self._popen.communicate(timeout=DEADLINE_S)
         self.stdout += line
-        self.started = self.process.children(recursive=True)
+        self.started = descendants(self.process)
         return self
 
     def wait_end(self) -> int:
@@ -150,15 +151,15 @@ class Server:
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes the server started that still run."""
-        return [process for process in self.started if process.is_running() and process.status() != "zombie"]
+        return [process for process in self.started if is_alive(process)]
 
     def replica_pids(self) -> set[int]:
         """Process ids of its replicas."""
-        return {each.pid for each in self.process.children(recursive=True) if "ServeReplica" in each.name()}
+        return {each.pid for each in replicas(self.process)}
 
     def kill(self) -> None:
         """End whatever is left, however the test went."""
-        self.started += self.process.children(recursive=True) if self.process.is_running() else []
+        self.started += descendants(self.process)
         self._popen.kill()
         for process in self.leftovers():
             process.kill()
@@ -243,13 +244,12 @@ def test_every_replica_is_a_metrics_target(server: Server) -> None:
 @pytest.mark.ray
 def test_listens_on_its_host_only(server: Server) -> None:
     """No port is open to the network, except the actors' gRPC, which asks for the cluster's token."""
-    open_ports = {
-        process.name(): connection.laddr
-        for process in server.process.children(recursive=True)
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.endswith("127.0.0.1")
+    open_processes = {
+        title(process)
+        for process in descendants(server.process)
+        if any(not address.endswith("127.0.0.1") for address in listening_addresses(process))
     }
-    assert {name for name in open_ports if "ServeReplica" not in name} == set()
+    assert {name for name in open_processes if "ServeReplica" not in name} == set()
 
 
 @pytest.mark.ray

@@ -1,7 +1,8 @@
 """Bundle: one exported model as a folder that proves itself. `manifest.json` lists every file with its sha256.
 
 Separate from the exporter (which needs torch) because serving opens bundles and must refuse a damaged one with one
-clear line. Layout: manifest.json, model.onnx, model.onnx.data, tokenizer.json, chat_template.jinja (if any).
+clear line. Layout: manifest.json, model.onnx, model.onnx.data, top_k.onnx (the sampler's), tokenizer.json,
+chat_template.jinja (if any).
 """
 
 import hashlib
@@ -17,9 +18,10 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 EXTERNAL_DATA_NAME = "model.onnx.data"
+TOP_K_GRAPH_NAME = "top_k.onnx"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-REQUIRED_FILES = (GRAPH_NAME, EXTERNAL_DATA_NAME, TOKENIZER_NAME)
+REQUIRED_FILES = (GRAPH_NAME, EXTERNAL_DATA_NAME, TOP_K_GRAPH_NAME, TOKENIZER_NAME)
 
 STEP_INPUTS = ("input_ids", "last_index", "max_total_tokens", "logit_positions")
 LOGITS = "logits"

@@ -20,6 +20,7 @@ from model.bundle import (
     GRAPH_NAME,
     MANIFEST_NAME,
     TOKENIZER_NAME,
+    TOP_K_GRAPH_NAME,
     Bundle,
     BundleError,
     Manifest,
@@ -30,7 +31,7 @@ from model.bundle import (
 from model.checkpoint import DEFAULT_SOURCE, Checkpoint, SourceFile, read_checkpoint, resolve_source, source_files
 from model.precision import PRECISION_NAMES
 
-EXPORTER_VERSION = "1"  # raise it when the same weights give another graph: older bundles are then made again
+EXPORTER_VERSION = "2"  # raise it when the same weights give another graph: older bundles are then made again
 DEVICES = ("cpu",)
 Say = Callable[[str], None]
 
@@ -104,7 +105,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
 def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], folder: Path, say: Say) -> None:
     """Write every file of the bundle into `folder`, the manifest last."""
     # torch takes seconds to import: a reused bundle must not wait for it
-    from model.export import OPSET, save_graph, trace_graph
+    from model.export import OPSET, save_graph, save_top_k_graph, trace_graph
     from model.quantize import PRECISIONS
     from model.transformer import load_transformer
 
@@ -116,7 +117,8 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     graph = PRECISIONS[request.precision](graph)
     say("writing the bundle")
     save_graph(graph, folder)
-    names = [GRAPH_NAME, EXTERNAL_DATA_NAME, *_write_texts(checkpoint, folder)]
+    save_top_k_graph(folder)
+    names = [GRAPH_NAME, EXTERNAL_DATA_NAME, TOP_K_GRAPH_NAME, *_write_texts(checkpoint, folder)]
     manifest = Manifest(
         config=checkpoint.config,
         precision=request.precision,

@@ -13,13 +13,14 @@ Logits returned are views of the decoder's own buffers, valid until the next cal
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from model.bundle import LOGITS, STEP_INPUTS, Bundle, past_key_value_names, present_name
+from model.bundle import LOGITS, STEP_INPUTS, TOP_K_GRAPH_NAME, Bundle, past_key_value_names, present_name
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 
@@ -62,7 +63,10 @@ class Decoder:
         """
         self.config = bundle.config
         self.kv_cache = kv_cache
-        self._session = _create_session(bundle, threads)
+        self._session = _create_session(bundle.graph_path, threads)
+        _check_geometry(self._session, bundle)
+        # one thread: the spinning threads of a second pool would take the cores from the first
+        self._top_k_session = _create_session(bundle.path / TOP_K_GRAPH_NAME, threads=1)
         self._decode_bindings: dict[int, _Binding] = {}
         self._prefill_bindings: dict[int, _Binding] = {}
 
@@ -109,6 +113,17 @@ class Decoder:
         self._run(binding)
         return binding.last_logits
 
+    def top_k(
+        self, logits: npt.NDArray[np.float32], count: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The `count` largest logits of each row and their ids.
+
+        logits: float32 [B, V]. Returns values float32 and token ids int64, both [B, count], falling, ties by id.
+        """
+        feeds = {"logits": np.ascontiguousarray(logits), "count": np.array([count], np.int64)}
+        values, token_ids = self._top_k_session.run(None, feeds)
+        return values, token_ids
+
     def _run(self, binding: _Binding) -> None:
         try:
             self._session.run_with_iobinding(binding.io)
@@ -150,20 +165,23 @@ class Decoder:
         return binding
 
 
-def _create_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
+def _create_session(path: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
-        session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in Decoder._run
-        raise DecoderError(f"ONNX Runtime cannot load {bundle.graph_path}: {_first_line(error)}") from error
+        raise DecoderError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+
+def _check_geometry(session: ort.InferenceSession, bundle: Bundle) -> None:
+    """Refuse a graph that is not the manifest's."""
     if not _fits_geometry(session, bundle.config):
         raise DecoderError(
             f"{bundle.graph_path} has other inputs or outputs than its manifest's geometry asks for; export it again"
         )
-    return session
 
 
 def _fits_geometry(session: ort.InferenceSession, config: ModelConfig) -> bool:

@@ -25,6 +25,7 @@ from model.bundle import (
     GRAPH_NAME,
     LOGITS,
     STEP_INPUTS,
+    TOP_K_GRAPH_NAME,
     past_key_value_names,
     present_name,
 )
@@ -198,6 +199,17 @@ def save_graph(model: onnx.ModelProto, folder: Path) -> None:
         location=EXTERNAL_DATA_NAME,
         all_tensors_to_one_file=True,
     )
+
+
+def save_top_k_graph(folder: Path) -> None:
+    """Write the sampler's graph: the `count` largest logits of each row and their ids, falling, ties by id."""
+    node = onnx.helper.make_node("TopK", ["logits", "count"], ["values", "token_ids"], axis=-1, largest=1, sorted=1)
+    describe, float32, int64 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    inputs = [describe("logits", float32, ["batch", "vocabulary"]), describe("count", int64, [1])]
+    outputs = [describe("values", float32, ["batch", "count"]), describe("token_ids", int64, ["batch", "count"])]
+    graph = onnx.helper.make_graph([node], "top_k", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.save_model(model, str(folder / TOP_K_GRAPH_NAME))
 
 
 def _drop_unused_outputs(model: onnx.ModelProto) -> None:

@@ -12,6 +12,7 @@ import mmap
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from model.config import ModelConfig
 
@@ -47,6 +48,7 @@ class KVCache:
         self._head_bytes = config.head_dim * FLOAT_BYTES  # of one token in one head
         self._num_heads = 2 * config.num_layers * config.num_kv_heads
         step = PAGE_BYTES // math.gcd(PAGE_BYTES, self._head_bytes)  # the fewest tokens that fill whole pages
+        self.tokens_per_page = max(1, PAGE_BYTES // self._head_bytes)  # memory is committed in this many at once
         self.num_rows = num_rows
         self.capacity_tokens = math.ceil(capacity_tokens / step) * step
         self._shape = (num_rows, config.num_kv_heads, self.capacity_tokens, config.head_dim)
@@ -99,6 +101,19 @@ class KVCache:
         for array in self._arrays:
             array[target, :, :num_tokens] = array[source, :, :num_tokens]
         self._tokens[target] = num_tokens
+
+    def read(self, row: int, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """A copy of the keys and values of tokens [start, stop) of a row: float32 [2 * layers, G, tokens, D]."""
+        assert stop <= self._tokens[row], f"row {row} holds fewer than {stop} tokens"
+        return np.stack([array[row, :, start:stop] for array in self._arrays])
+
+    def write(self, row: int, start: int, values: npt.NDArray[np.float32]) -> None:
+        """Put what `read` gave behind the first `start` tokens of a row, which then holds exactly these."""
+        assert start == self._tokens[row], f"row {row} does not hold {start} tokens"
+        stop = start + values.shape[2]
+        for array, part in zip(self._arrays, values, strict=True):
+            array[row, :, start:stop] = part
+        self._tokens[row] = stop
 
     def move(self, source: int) -> int:
         """Move a row's tokens to the lowest free row, release it, and return where they are now."""

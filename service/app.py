@@ -19,6 +19,7 @@ from service.engine.engine import Engine
 from service.engine.loop import EngineLoop, LoopCallbacks
 from service.engine.runner import TokenDecoder
 from service.engine.scheduler import Scheduler
+from service.memory import available_bytes
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -55,6 +56,13 @@ def context_tokens(bundle: Bundle, settings: Settings) -> int:
     return min(bundle.config.context_tokens, settings.max_context_tokens or bundle.config.context_tokens)
 
 
+def kv_budget_tokens(kv_cache: KVCache, bytes_per_token: int, settings: Settings) -> int:
+    """Tokens that all rows together may hold: the setting, or half of the free memory; at most all rows full."""
+    budget_bytes = settings.kv_budget_bytes or available_bytes() // 2
+    whole_pages = budget_bytes // bytes_per_token // kv_cache.tokens_per_page * kv_cache.tokens_per_page
+    return max(kv_cache.tokens_per_page, min(whole_pages, kv_cache.num_rows * kv_cache.capacity_tokens))
+
+
 def build_app(settings: Settings, replica: str = "0") -> FastAPI:
     """The whole service in one process: open the bundle, load the decoder, build the app.
 
@@ -71,9 +79,16 @@ def build_app(settings: Settings, replica: str = "0") -> FastAPI:
 def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica: str = "0") -> FastAPI:
     """The app around a decoder: the real one, or a fake in tests."""
     metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica)
+    budget_tokens = kv_budget_tokens(decoder.kv_cache, bundle.config.kv_bytes_per_token, settings)
     engine_loop = EngineLoop(
-        Engine(decoder, Scheduler(settings.prefill_chunk_tokens)),
+        Engine(
+            decoder,
+            Scheduler(settings.prefill_chunk_tokens, settings.starvation_s),
+            kv_budget_tokens=budget_tokens,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
+        ),
         max_waiting_requests=settings.max_waiting_requests,
+        max_waiting_tokens=settings.max_waiting_tokens,
         stall_timeout_s=settings.stall_timeout_s,
         callbacks=LoopCallbacks(on_step=metrics.on_step, on_end=metrics.on_end),
     )
@@ -89,7 +104,7 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
         tokenizer=Tokenizer(bundle.tokenizer_json),
         chat_template=_chat_template(bundle),
         engine_loop=engine_loop,
-        context_tokens=context_tokens(bundle, settings),
+        context_tokens=min(context_tokens(bundle, settings), budget_tokens),  # so that each request fits alone
         created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
     )
     app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)

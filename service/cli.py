@@ -105,7 +105,7 @@ def generate(
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
     """Print the model's answer as it is made, without a server."""
-    from model.sampler import SamplingParams
+    from model.sampling import SamplingParams
     from service.local import LocalModel
 
     try:
@@ -129,6 +129,20 @@ def quality(
 
     with _stages() as say:
         table = quality_table(bundles, text, max_tokens, say)
+    Console().print(table)
+
+
+@bench_app.command("engine")
+def bench_engine(
+    bundle: Annotated[Path | None, typer.Option(envvar="ATTEND_BUNDLE", help="Bundle folder.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX session; 0: the cores.")] = 0,
+    cache_dir: CacheDir = DEFAULT_CACHE_DIR,
+) -> None:
+    """Print step time, time inside the ONNX session and the rest, for 1 to 32 rows."""
+    from service.bench.engine import engine_table
+
+    with _stages() as say:
+        table = engine_table(_bundle_path(bundle, cache_dir), threads, say)
     Console().print(table)
 
 

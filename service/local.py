@@ -8,7 +8,7 @@ from model.bundle import Bundle, open_bundle
 from model.chat import ChatTemplate
 from model.decoder import Decoder
 from model.kv_cache import KVCache
-from model.sampler import SamplingParams
+from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.engine.engine import Engine
 from service.engine.request import Request, StopConditions, check_request

@@ -59,6 +59,9 @@ METRIC_NAMES = frozenset(
         "attend_kv_cache_bytes",
         "attend_prompt_tokens_total",
         "attend_generation_tokens_total",
+        "attend_preemptions_total",
+        "attend_prefix_cache_hits_total",
+        "attend_prefix_cache_queries_total",
         "attend_requests_total",
         "attend_http_requests_total",
         "attend_engine_alive",
@@ -82,6 +85,9 @@ class Metrics:
         self._decode = self._histogram("request_decode_time_seconds", "First to last token.", REQUEST_BUCKETS)
         self._step = self._histogram("step_duration_seconds", "One engine step.", TOKEN_BUCKETS)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self._prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+        self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens taken from the prefix cache.")
+        self._preemptions = self._counter("preemptions", "Requests that lost their cache row and had to replay.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._requests = Counter(
             "attend_requests", "Requests ended.", [*self._labels, "finish_reason", "error"], registry=registry
@@ -94,8 +100,12 @@ class Metrics:
         """Record a step and the tokens it made."""
         self._step.observe(report.duration_s)
         self._prompt_tokens.inc(report.num_prefill_tokens)
-        self._generation_tokens.inc(len(report.events))
-        for event in report.events:
+        self._prefix_queries.inc(report.num_prompt_tokens)
+        self._prefix_hits.inc(report.num_cached_tokens)
+        self._preemptions.inc(report.num_preempted)
+        made = [event for event in report.events if event.token_id is not None]
+        self._generation_tokens.inc(len(made))
+        for event in made:
             (self._ttft if event.num_generated == 1 else self._inter_token).observe(event.since_previous_s)
 
     def on_end(self, request: Request) -> None:

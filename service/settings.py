@@ -42,6 +42,18 @@ class Settings(BaseSettings):
     max_waiting_requests: int = Field(
         default=256, ge=1, le=100_000, description="Requests that may wait; one more is answered 429."
     )
+    max_waiting_tokens: int = Field(
+        default=1_000_000, ge=1, description="Prompt tokens that may wait in all; more are answered 429."
+    )
+    kv_budget_bytes: int = Field(
+        default=0, ge=0, description="Most memory for keys and values, bytes; 0: half of the free memory at the start."
+    )
+    prefix_cache_bytes: int = Field(
+        default=256 << 20, ge=0, description="Memory for prompts already computed, shared by requests; 0: off, bytes."
+    )
+    starvation_s: float = Field(
+        default=30.0, ge=0, le=3600, description="A request that waited longer goes before all others, seconds."
+    )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
     )

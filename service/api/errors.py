@@ -52,6 +52,11 @@ def engine_failure(message: str) -> ApiError:
     return ApiError(500, message, "server_error", code="engine_failed")
 
 
+def deadline_passed() -> ApiError:
+    """The end of a request whose own deadline passed."""
+    return ApiError(408, "the request's deadline passed before its answer was complete", "timeout", code="deadline")
+
+
 def unknown_model(given: str, served: str) -> ApiError:
     """Another model id than the one served."""
     message = f"model {_shorten(given)!r} is not served here; served: {served!r}"

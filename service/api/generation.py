@@ -14,9 +14,9 @@ from fastapi import Request as HttpRequest
 
 from model.bundle import Manifest
 from model.chat import ChatTemplate
-from model.sampler import SamplingParams
+from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
-from service.api.errors import ApiError, engine_failure, unknown_model
+from service.api.errors import ApiError, deadline_passed, engine_failure, unknown_model
 from service.engine.loop import EngineLoop, RequestStream
 from service.engine.request import (
     CONTEXT_EXCEEDED,
@@ -173,6 +173,8 @@ async def live_events(stream: RequestStream) -> AsyncGenerator[TokenEvent, None]
         async for event in events:
             if event.finish_reason is FinishReason.ERROR:
                 raise engine_failure(event.error or "the engine failed")
+            if event.finish_reason is FinishReason.DEADLINE:
+                raise deadline_passed()
             yield event
 
 

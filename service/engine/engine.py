@@ -1,35 +1,58 @@
 """Engine: add, abort, step. Synchronous, single-threaded, and the only place where requests change.
 
-A step is a transaction: plan (pure), reserve rows, run, then commit every token at once. If running fails, nothing was
-committed, and the caller decides what to fail.
+A step is a transaction: plan (pure), reserve rows, run, commit. Running changes no request, so a step that fails leaves
+them as they were, and its outcome says what follows: try again, make room, or give up on what it would have computed.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from model.kv_cache import KVUsage
+from model.prefix_cache import PrefixCache
+from model.sampler import SampledToken
 from service.engine.plan import StepPlan
 from service.engine.request import FinishReason, Request, RequestStatus, TokenEvent
 from service.engine.runner import Runner, TokenDecoder
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import Capacity, Scheduler
 
 logger = logging.getLogger(__name__)
 
 TEXT_FAILED_MESSAGE = "the tokens of this answer could not be turned into text"
 COMPACT_MAX_TOKENS = 2048  # a row longer than this costs more to move than its hole costs to run idle
+MAX_RETRIES = 3  # of a step, one after the other
+FAILED_MESSAGE = "the engine failed while it computed this request; send the request again"
+
+
+class RetryableError(RuntimeError):
+    """A step failed for a reason that may pass; the same step is tried again."""
+
+
+class StepOutcome(Enum):
+    """How a step ended."""
+
+    DONE = "done"
+    RETRYABLE = "retryable"  # nothing changed; step again
+    CAPACITY = "capacity"  # no memory: a request was preempted to make room; step again
+    FATAL = "fatal"  # the requests of the step have ended with an error; do not step again
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What a step did, for metrics: an immutable snapshot taken after the commit."""
 
+    outcome: StepOutcome
     duration_s: float
     num_decode_rows: int
     num_prefill_tokens: int
+    num_preempted: int
+    num_prompt_tokens: int  # of the requests admitted in this step
+    num_cached_tokens: int  # of these, taken from the prefix cache
     events: tuple[TokenEvent, ...]
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,7 @@ class EngineLoad:
 
     num_running: int
     num_waiting: int
+    num_waiting_tokens: int
     kv_usage: KVUsage
 
 
@@ -45,21 +69,39 @@ class Engine:
     """Requests in, token events out, one step at a time."""
 
     def __init__(
-        self, decoder: TokenDecoder, scheduler: Scheduler, clock: Callable[[], float] = time.monotonic
+        self,
+        decoder: TokenDecoder,
+        scheduler: Scheduler,
+        *,
+        kv_budget_tokens: int | None = None,
+        prefix_cache_bytes: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """clock: monotonic seconds."""
+        """Take over a decoder and its rows.
+
+        kv_budget_tokens: what all rows together may hold; by default all that they can. prefix_cache_bytes: memory for
+        prompts already computed; 0 shares nothing. clock: monotonic seconds.
+        """
         self._kv_cache = decoder.kv_cache
+        self._budget_tokens = kv_budget_tokens or self._kv_cache.num_rows * self._kv_cache.capacity_tokens
+        self._prefix_cache = PrefixCache(self._kv_cache, prefix_cache_bytes)
         self._runner = Runner(decoder)
         self._scheduler = scheduler
         self._clock = clock
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()  # in order of arrival
         self._running: list[Request] = []  # in order of admission
         self._ended: list[Request] = []  # since `take_ended`
+        self._num_retries = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._waiting or self._running)
+
+    @property
+    def budget_tokens(self) -> int:
+        """Tokens that all rows together may hold; a request that needs more can never finish."""
+        return self._budget_tokens
 
     @property
     def waiting(self) -> tuple[Request, ...]:
@@ -78,7 +120,8 @@ class Engine:
 
     def load(self) -> EngineLoad:
         """The load now."""
-        return EngineLoad(len(self._running), len(self._waiting), self._kv_cache.usage())
+        waiting_tokens = sum(request.num_tokens for request in self._waiting)
+        return EngineLoad(len(self._running), len(self._waiting), waiting_tokens, self._kv_cache.usage())
 
     def take_ended(self) -> tuple[Request, ...]:
         """Requests that ended since this was last called, each once."""
@@ -99,58 +142,124 @@ class Engine:
         return self._end(request, reason, token_id=None, text="", error=error)
 
     def step(self) -> StepReport:
-        """Plan, reserve, run, commit.
-
-        Raises:
-            Exception: whatever the decoder raised; no request has changed, except that planned ones hold their rows.
-        """
+        """Plan, reserve, run, commit. Never raises for what the decoder does: the report's outcome tells."""
         started_s = self._clock()
-        plan = self._scheduler.plan(self._waiting, self._running, self._num_free_rows())
+        expired = tuple(self._expire(started_s))
+        plan = self._scheduler.plan(self._waiting, self._running, self._capacity(), started_s, self._num_cached)
         self._reserve(plan)
-        tokens = self._runner.run(plan, self._running)
-        events = tuple(self._commit(plan, tokens))
-        self._compact()
-        return StepReport(self._clock() - started_s, len(plan.decode), plan.num_prefill_tokens, events)
+        failure: Exception | None = None
+        try:
+            tokens = self._runner.run(plan, self._running)
+        except Exception as error:  # noqa: BLE001 - whatever a decoder raises has an outcome
+            failure = error
+            outcome, events = self._recover(plan, error)
+        else:
+            self._num_retries = 0
+            outcome, events = StepOutcome.DONE, tuple(self._commit(plan, tokens))
+            self._compact()
+        return StepReport(
+            outcome=outcome,
+            duration_s=self._clock() - started_s,
+            num_decode_rows=len(plan.decode),
+            num_prefill_tokens=plan.num_prefill_tokens,
+            num_preempted=len(plan.preempt),
+            num_prompt_tokens=sum(request.num_prompt_tokens for request in plan.admit),
+            num_cached_tokens=sum(plan.num_cached.values()),
+            events=expired + events,
+            error=failure,
+        )
 
-    def _num_free_rows(self) -> int:
-        return self._kv_cache.num_rows - len(self._running)
+    def _capacity(self) -> Capacity:
+        free_rows = self._kv_cache.num_rows - len(self._running)
+        return Capacity(free_rows, self._budget_tokens, self._kv_cache.tokens_per_page)
+
+    def _expire(self, now_s: float) -> Iterator[TokenEvent]:
+        """End the requests whose deadline has passed."""
+        for request in [*self._waiting, *self._running]:
+            if request.deadline_s is not None and now_s >= request.deadline_s:
+                yield self._end(request, FinishReason.DEADLINE, None, _flush(request))
 
     def _reserve(self, plan: StepPlan) -> None:
-        """Give each admitted request a row."""
+        """Take rows from the preempted, give rows to the admitted."""
+        for request in plan.preempt:
+            self._preempt(request)
         for request in plan.admit:
             self._waiting.remove(request)
             request.row = self._kv_cache.allocate()
             request.status = RequestStatus.RUNNING
-            request.timeline.admitted_s = self._clock()
+            request.timeline.admitted_s = request.timeline.admitted_s or self._clock()
             self._running.append(request)
+            self._load_prefix(request, plan.num_cached[request])
 
-    def _commit(self, plan: StepPlan, tokens: dict[Request, int]) -> Iterable[TokenEvent]:
+    def _num_cached(self, request: Request) -> int:
+        return self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+
+    def _load_prefix(self, request: Request, num_tokens: int) -> None:
+        """Start a request's row with what the prefix cache holds of its prompt."""
+        assert request.row is not None
+        self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt)
+        request.num_computed = num_tokens
+        request.num_cached_tokens = num_tokens
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request's row away; it waits, keeps its tokens, and will replay them."""
+        self._running.remove(request)
+        assert request.row is not None
+        self._kv_cache.release(request.row)
+        request.row = None
+        request.num_computed = 0
+        request.num_preemptions += 1
+        request.status = RequestStatus.WAITING
+        self._waiting.appendleft(request)
+
+    def _recover(self, plan: StepPlan, error: Exception) -> tuple[StepOutcome, tuple[TokenEvent, ...]]:
+        """Decide what a failed run means, and do it. No request has changed by the run itself."""
+        if isinstance(error, RetryableError) and self._num_retries < MAX_RETRIES:
+            self._num_retries += 1
+            logger.warning("step failed, try %d of %d: %s", self._num_retries, MAX_RETRIES, error)
+            return StepOutcome.RETRYABLE, ()
+        if isinstance(error, MemoryError) and len(self._running) > 1:
+            logger.warning("no memory for a step; preempting the request admitted last: %s", error)
+            self._preempt(self._running[-1])
+            return StepOutcome.CAPACITY, ()
+        logger.error("step failed for good", exc_info=error)
+        ends = [self.abort(request, FinishReason.ERROR, FAILED_MESSAGE) for request in plan.requests]
+        return StepOutcome.FATAL, tuple(event for event in ends if event is not None)
+
+    def _commit(self, plan: StepPlan, tokens: dict[Request, SampledToken]) -> Iterable[TokenEvent]:
         """Record what was computed and chosen; yields one event per new token."""
         for request in plan.decode:
             self._advance(request, request.num_computed + 1)
         for chunk in plan.prefill:
             self._advance(chunk.request, chunk.end)
+            if chunk.completes_prompt:
+                self._store_prefix(chunk.request)
         now_s = self._clock()
-        for request, token_id in tokens.items():
-            request.generated_ids.append(token_id)
+        for request, token in tokens.items():
+            request.generated_ids.append(token.token_id)
             try:
-                yield self._token_event(request, token_id, now_s)
+                yield self._token_event(request, token, now_s)
             except Exception:
                 logger.exception("the text of %s could not be made", request.request_id)
-                yield self._end(request, FinishReason.ERROR, token_id, "", TEXT_FAILED_MESSAGE)
+                yield self._end(request, FinishReason.ERROR, token.token_id, "", TEXT_FAILED_MESSAGE)
+
+    def _store_prefix(self, request: Request) -> None:
+        assert request.row is not None
+        self._prefix_cache.store(request.row, request.prompt_ids, request.cache_salt)
 
     def _advance(self, request: Request, num_computed: int) -> None:
         assert request.row is not None
         self._kv_cache.extend(request.row, num_computed)
         request.num_computed = num_computed
 
-    def _token_event(self, request: Request, token_id: int, now_s: float) -> TokenEvent:
+    def _token_event(self, request: Request, token: SampledToken, now_s: float) -> TokenEvent:
         """The event of one new token, with the time since the one before it."""
         timeline = request.timeline
         previous_s = timeline.last_token_s or timeline.arrived_s
         timeline.first_token_s = timeline.first_token_s or now_s
         timeline.last_token_s = now_s
-        return replace(self._text_event(request, token_id), since_previous_s=now_s - previous_s)
+        event = self._text_event(request, token.token_id)
+        return replace(event, since_previous_s=now_s - previous_s, logprobs=token.logprobs)
 
     def _text_event(self, request: Request, token_id: int) -> TokenEvent:
         """Turn a chosen token into text, and end the request if it must."""
@@ -197,7 +306,7 @@ class Engine:
 
 
 def _flush(request: Request) -> str:
-    """The text still held back when an answer ends at an end token."""
+    """The text still held back when an answer ends."""
     text, stopped = request.stop_strings.push(request.detokenizer.flush())
     return text if stopped else text + request.stop_strings.flush()
 

@@ -10,7 +10,7 @@ from service.engine.request import RequestStatus
 
 def violations(engine: Engine, kv_cache: KVCache) -> list[str]:
     """Every broken invariant, each as one sentence; empty when all is well."""
-    return [*_rows(engine, kv_cache), *_statuses(engine), *_tokens(engine, kv_cache)]
+    return [*_rows(engine, kv_cache), *_statuses(engine), *_tokens(engine, kv_cache), *_budget(engine, kv_cache)]
 
 
 def _rows(engine: Engine, kv_cache: KVCache) -> Iterator[str]:
@@ -39,6 +39,13 @@ def _tokens(engine: Engine, kv_cache: KVCache) -> Iterator[str]:
     if computed != kv_cache.usage().num_tokens:
         yield f"requests have computed {computed} tokens, the cache holds {kv_cache.usage().num_tokens}"
     for request in engine.running:
-        behind = request.num_prompt_tokens + request.num_generated - request.num_computed
-        if not request.is_prefilling and behind != 1:
+        behind = request.num_tokens - request.num_computed
+        if not request.is_prefilling and behind != 1 and not request.num_preemptions:
             yield f"{request.request_id} is {behind} tokens behind; a decoding request is behind by one"
+
+
+def _budget(engine: Engine, kv_cache: KVCache) -> Iterator[str]:
+    page = kv_cache.tokens_per_page
+    held = sum(-(-request.num_computed // page) * page for request in engine.running)
+    if held > engine.budget_tokens and len(engine.running) > 1:
+        yield f"requests hold {held} tokens in whole pages, the budget is {engine.budget_tokens}"

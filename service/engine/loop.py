@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 
-from service.engine.engine import Engine, EngineLoad, StepReport
+from service.engine.engine import FAILED_MESSAGE, Engine, EngineLoad, StepOutcome, StepReport
 from service.engine.request import FinishReason, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
 
 IDLE_HEARTBEAT_S = 1.0
-FAILED_MESSAGE = "the engine failed while it computed this request; send the request again"
 STOPPED_MESSAGE = "the service stopped before the answer was complete; send the request again"
 
 
@@ -88,12 +87,14 @@ class EngineLoop:
         engine: Engine,
         *,
         max_waiting_requests: int,
+        max_waiting_tokens: int = 2**31,
         stall_timeout_s: float,
         callbacks: LoopCallbacks | None = None,
     ) -> None:
         """stall_timeout_s: silence of the engine thread, seconds, after which it counts as dead."""
         self._engine = engine
         self._max_waiting_requests = max_waiting_requests
+        self._max_waiting_tokens = max_waiting_tokens
         self._stall_timeout_s = stall_timeout_s
         self._callbacks = callbacks or LoopCallbacks()
         self._wake = threading.Condition()  # guards the inbox, the streams and the flags below
@@ -188,6 +189,11 @@ class EngineLoop:
                 raise QueueFullError(
                     f"{self.num_waiting} requests are waiting, as many as are allowed; try again later"
                 )
+            waiting_tokens = self._load.num_waiting_tokens + sum(added.num_tokens for added in self._added)
+            if waiting_tokens and waiting_tokens + request.num_tokens > self._max_waiting_tokens:
+                raise QueueFullError(
+                    f"{waiting_tokens} tokens are waiting, {self._max_waiting_tokens} are allowed; try again later"
+                )
             request.timeline.arrived_s = time.monotonic()
             stream = RequestStream(request, self._request_cancel)
             self._streams[request] = stream
@@ -203,18 +209,18 @@ class EngineLoop:
     def _run(self) -> None:
         """The thread: take commands, step, deliver; until stopped or failed."""
         try:
-            while self._take_commands():
+            while self._failure is None and self._take_commands():
                 if self._engine.has_work:
                     self._step()
         except Exception as error:
             logger.exception("the engine stopped stepping")
             self._failure = f"{type(error).__name__}: {error}"
-            self._end_all(FAILED_MESSAGE)
-        else:
-            self._end_all(STOPPED_MESSAGE)
+        self._end_all(STOPPED_MESSAGE if self._failure is None else FAILED_MESSAGE)
 
     def _step(self) -> None:
         report = self._engine.step()
+        if report.outcome is StepOutcome.FATAL:
+            self._failure = f"{type(report.error).__name__}: {report.error}"
         self._num_decode_rows = report.num_decode_rows
         self._deliver(report.events)
         self._callbacks.on_step(report)
@@ -228,6 +234,7 @@ class EngineLoop:
             self._heartbeat_s = time.monotonic()
             while self._added:
                 self._engine.add(self._added.popleft())
+            self._load = self._engine.load()
             cancelled = [request for request in self._cancelled if not request.is_finished]
             self._cancelled.clear()
         events = [event for request in cancelled if (event := self._engine.abort(request)) is not None]

@@ -1,6 +1,7 @@
-"""StepPlan: who gets how many tokens in one step. Immutable: the scheduler makes it, the runner follows it."""
+"""StepPlan: who gets how many tokens in one step. Immutable: the scheduler makes it, engine and runner follow it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from service.engine.request import Request
 
@@ -20,17 +21,22 @@ class PrefillChunk:
 
     @property
     def completes_prompt(self) -> bool:
-        """Whether the first token of the answer can be chosen after this chunk."""
+        """Whether the prompt is computed once the chunk has run."""
         return self.end == self.request.num_prompt_tokens
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: requests that get a row, requests that decode one token, prompt chunks."""
+    """One step: requests that lose their row, requests that get one, one-token decodes, prompt chunks.
 
+    num_cached: for each admitted request, how many of its first tokens come from the prefix cache.
+    """
+
+    preempt: tuple[Request, ...] = ()
     admit: tuple[Request, ...] = ()
     decode: tuple[Request, ...] = ()
     prefill: tuple[PrefillChunk, ...] = ()
+    num_cached: Mapping[Request, int] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -41,3 +47,8 @@ class StepPlan:
     def num_prefill_tokens(self) -> int:
         """Prompt tokens of all chunks."""
         return sum(chunk.num_tokens for chunk in self.prefill)
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """Every request that the step computes something for."""
+        return (*self.decode, *(chunk.request for chunk in self.prefill))

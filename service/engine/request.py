@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
-from model.sampler import SamplingParams
+from model.sampler import TokenLogprobs
+from model.sampling import RowState, SamplingParams
 from model.tokenizer import IncrementalDetokenizer
 from service.engine.stop_strings import StopStrings
 
@@ -38,7 +39,8 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end token or a stop string
     LENGTH = "length"  # max_tokens reached
     CANCELLED = "cancelled"  # the client left
-    ERROR = "error"  # the engine failed; the request carries the reason
+    DEADLINE = "deadline"  # the request's own deadline passed
+    ERROR = "error"  # the engine failed; the event carries the reason
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,20 @@ class TokenEvent:
     since_previous_s: float = 0.0
     finish_reason: FinishReason | None = None
     error: str | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(eq=False)
 class Request:
     """A validated request and its progress.
 
-    Progress is computed tokens catching up with total tokens (prompt plus generated): a prompt is computed in chunks, a
-    generated token by one decode step. `row` is the cache row held while running.
+    Progress is computed tokens catching up with total tokens (prompt plus generated): a prompt is computed in chunks,
+    a generated token by one decode step. A preempted request loses its row and starts again: its prompt in chunks,
+    then the tokens it had generated one by one, exactly as they were computed the first time; only then are new
+    tokens chosen.
+
+    row: the cache row held while running. priority: lower is served earlier. deadline_s: monotonic seconds.
+    cache_salt: requests share computed prompts only with those of the same salt. num_cached_tokens: how many it got so.
     """
 
     request_id: str
@@ -92,16 +100,22 @@ class Request:
     sampling: SamplingParams
     stop: StopConditions
     detokenizer: IncrementalDetokenizer
+    priority: int = 0
+    deadline_s: float | None = None
+    cache_salt: str = ""
     status: RequestStatus = RequestStatus.WAITING
     row: int | None = None
     num_computed: int = 0
     generated_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
     timeline: Timeline = field(default_factory=Timeline)
 
     def __post_init__(self) -> None:
-        """Prepare the matching of stop strings."""
+        """Prepare the matching of stop strings and the counting of tokens."""
         self.stop_strings = StopStrings(self.stop.strings)
+        self.row_state = RowState(self.prompt_ids, self.generated_ids)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -112,6 +126,21 @@ class Request:
     def num_generated(self) -> int:
         """Tokens generated so far."""
         return len(self.generated_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether the next decode makes a new token, rather than replaying one after a preemption."""
+        return self.num_computed == self.num_tokens - 1
+
+    @property
+    def next_decode_id(self) -> int:
+        """The generated token whose keys and values are computed next."""
+        return self.generated_ids[self.num_computed - len(self.prompt_ids)]
 
     @property
     def is_prefilling(self) -> bool:

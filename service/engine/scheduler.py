@@ -1,14 +1,24 @@
 """Scheduler: decides each step's plan. Pure policy: it reads requests and changes nothing.
 
-Decode comes first: every running request whose prompt is done gets its token in every step. Prompts share a budget of
-tokens per step, first come, first served, so a long prompt delays a running stream by one chunk at most.
+**Decode first.** Every running request whose prompt is done gets its token in every step. Prompts share a budget of
+tokens per step, so a long prompt delays a running stream by one chunk at most.
 
-Chunks have at least two tokens: attention takes another kernel path for a single query, whose result differs in the
-last bits, and an answer must not depend on how its prompt was cut (docs/adr/0004). A lone last token is avoided by
-making the chunk before it one shorter. `Decoder.prefill` sees to the other lone queries, those of odd chunks.
+**Order.** Waiting requests go by priority (lower first), then by arrival. One that has waited `starvation_s` goes
+before all that have not, whatever their priority. So no request starves: it starts at the latest when, after
+`starvation_s`, those that were overdue before it have been admitted and a row has become free, and rows become free
+because admitted requests end (every one has max_tokens) or are preempted.
+
+**Memory.** A request is admitted if its tokens fit the token budget beside what is held and a reserve of
+RESERVE_TOKENS of growth for each running request. When a step's growth would not fit, the most recently admitted of
+the lowest priority are preempted: they lose the least work, wait in their old place, and replay. The request admitted
+first always goes on, and one alone is never preempted, so every admitted request finishes (docs/adr/0007).
+
+**Chunks of two.** Prompt chunks have at least two tokens: attention takes another kernel path for a single query, whose
+result differs in the last bits, and an answer must not depend on how its prompt was cut (docs/adr/0004).
+`Decoder.prefill` sees to the other lone queries, those of odd chunks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from service.engine.plan import PrefillChunk, StepPlan
@@ -19,10 +29,32 @@ MIN_CHUNK_BUDGET_TOKENS = 4  # enough to cut any prompt into chunks of at least 
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What the cache has to give: rows that nobody holds, and tokens that all rows together may hold.
+
+    Tokens are counted in whole pages of `page_tokens`, as the cache commits them.
+    """
+
+    num_free_rows: int
+    budget_tokens: int
+    page_tokens: int = 1
+
+    def pages(self, num_tokens: int) -> int:
+        """Tokens rounded up to whole pages."""
+        return -(-num_tokens // self.page_tokens) * self.page_tokens
+
+
+@dataclass(frozen=True)
 class Scheduler:
-    """First come, first served admission; decode first; chunked prefill within a token budget per step."""
+    """The policy.
+
+    prefill_chunk_tokens: prompt tokens per step. starvation_s: wait after which priority yields. reserve_tokens: growth
+    kept free per running request when another one is admitted.
+    """
 
     prefill_chunk_tokens: int
+    starvation_s: float = 30.0
+    reserve_tokens: int = 64
 
     def __post_init__(self) -> None:
         """Refuse a budget that could leave a lone token.
@@ -35,26 +67,79 @@ class Scheduler:
                 f"prefill_chunk_tokens is {self.prefill_chunk_tokens}; it must be at least {MIN_CHUNK_BUDGET_TOKENS}"
             )
 
-    def plan(self, waiting: Iterable[Request], running: Sequence[Request], num_free_rows: int) -> StepPlan:
+    def plan(
+        self,
+        waiting: Iterable[Request],
+        running: Sequence[Request],
+        capacity: Capacity,
+        now_s: float,
+        num_cached: Callable[[Request], int] = lambda _request: 0,
+    ) -> StepPlan:
         """The next step.
 
-        waiting: in order of arrival. running: in order of admission. num_free_rows: rows nobody holds.
+        waiting: in order of arrival. running: in order of admission. now_s: monotonic seconds. num_cached: tells how
+        many of a request's first tokens need no computing once it has a row.
         """
-        admit = tuple(request for request, _ in zip(waiting, range(num_free_rows), strict=False))
-        decode = tuple(request for request in running if not request.is_prefilling)
-        prompts = [request for request in running if request.is_prefilling]
-        return StepPlan(admit, decode, self._chunks([*prompts, *admit]))
+        preempt = self._preempt(running, capacity)
+        kept = [request for request in running if request not in preempt]
+        admit = () if preempt else self._admit(waiting, kept, capacity, now_s)
+        decode = tuple(request for request in kept if not request.is_prefilling)
+        prompts = [request for request in kept if request.is_prefilling]
+        starts = [(request, request.num_computed) for request in prompts]
+        starts += [(request, num_cached(request)) for request in admit]
+        return StepPlan(preempt, admit, decode, self._chunks(starts), dict(starts[len(prompts) :]))
 
-    def _chunks(self, requests: Sequence[Request]) -> tuple[PrefillChunk, ...]:
-        """Cut prompts into chunks, oldest first, until the budget is spent."""
+    def order(self, waiting: Iterable[Request], now_s: float) -> list[Request]:
+        """Waiting requests, the next to be admitted first."""
+        return sorted(waiting, key=lambda request: self._rank(request, now_s))
+
+    def _rank(self, request: Request, now_s: float) -> tuple[int, int, float]:
+        arrived_s = request.timeline.arrived_s
+        if now_s - arrived_s >= self.starvation_s:
+            return (0, 0, arrived_s)
+        return (1, request.priority, arrived_s)
+
+    def _admit(
+        self, waiting: Iterable[Request], running: Sequence[Request], capacity: Capacity, now_s: float
+    ) -> tuple[Request, ...]:
+        """The first requests, in order, that fit; the first that does not fit makes those behind it wait too."""
+        held = sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
+        admitted: list[Request] = []
+        for request in self.order(waiting, now_s)[: capacity.num_free_rows]:
+            needed = capacity.pages(request.num_tokens) + self._reserve(request)
+            is_alone = not running and not admitted  # its reserve may exceed the budget, itself it does not
+            if held + needed > capacity.budget_tokens and not is_alone:
+                break
+            held += needed
+            admitted.append(request)
+        return tuple(admitted)
+
+    def _reserve(self, request: Request) -> int:
+        """Growth to keep free for a request: what it may still generate, up to the reserve."""
+        return min(self.reserve_tokens, request.stop.max_tokens - request.num_generated)
+
+    def _preempt(self, running: Sequence[Request], capacity: Capacity) -> tuple[Request, ...]:
+        """Who must give up a row so that the others' next tokens fit: lowest priority first, then last admitted."""
+        held = sum(capacity.pages(_next_tokens(request)) for request in running)
+        victims: list[Request] = []
+        order = sorted(enumerate(running), key=lambda item: (-item[1].priority, -item[0]))
+        for _, request in order[: len(running) - 1] if running else []:
+            if held <= capacity.budget_tokens:
+                break
+            victims.append(request)
+            held -= capacity.pages(_next_tokens(request))
+        return tuple(victims)
+
+    def _chunks(self, starts: Sequence[tuple[Request, int]]) -> tuple[PrefillChunk, ...]:
+        """Cut prompts into chunks from where each one stands, oldest first, until the budget is spent."""
         chunks: list[PrefillChunk] = []
         budget = self.prefill_chunk_tokens
-        for request in requests:
-            remaining = request.num_prompt_tokens - request.num_computed
+        for request, start in starts:
+            remaining = request.num_prompt_tokens - start
             num_tokens = chunk_size(remaining, budget)
             if num_tokens == 0:
                 break
-            chunks.append(PrefillChunk(request, request.num_computed, num_tokens))
+            chunks.append(PrefillChunk(request, start, num_tokens))
             budget -= num_tokens
         return tuple(chunks)
 
@@ -68,3 +153,8 @@ def chunk_size(remaining: int, budget: int) -> int:
         return remaining
     num_tokens = budget - 1 if remaining - budget < MIN_CHUNK_TOKENS else budget
     return num_tokens if num_tokens >= MIN_CHUNK_TOKENS else 0
+
+
+def _next_tokens(request: Request) -> int:
+    """Tokens that the request's row holds once its next step has run; a prompt is counted whole from the start."""
+    return max(request.num_prompt_tokens, request.num_computed + 1)

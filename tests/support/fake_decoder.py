@@ -55,7 +55,9 @@ class FakeDecoder:
         self.num_calls = 0
         self.decode_rows: list[int] = []
         self.chunks: list[int] = []
+        self.always_fails = False
         self.fail_at_call: int | None = None
+        self.failure: Exception = RuntimeError("injected failure")
 
     def prefill(self, row: int, token_ids: npt.NDArray[np.int64], num_past: int) -> npt.NDArray[np.float32]:
         """Write a chunk, answer for its last token."""
@@ -72,6 +74,13 @@ class FakeDecoder:
             self._keys[row, 0, past, 0] = token_id
         return np.stack([self._logits(row, int(past) + 1) for row, past in enumerate(past_tokens)])
 
+    def top_k(
+        self, logits: npt.NDArray[np.float32], count: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The largest logits, falling, ties by id."""
+        ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+        return np.take_along_axis(logits, ids, axis=-1), ids.astype(np.int64)
+
     @property
     def _keys(self) -> npt.NDArray[np.float32]:
         return self.kv_cache._arrays[0]
@@ -83,8 +92,8 @@ class FakeDecoder:
 
     def _count(self) -> None:
         self.num_calls += 1
-        if self.num_calls == self.fail_at_call:
-            raise RuntimeError("injected failure")
+        if self.always_fails or self.num_calls == self.fail_at_call:
+            raise self.failure
 
 
 class GatedDecoder(FakeDecoder):

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from model.sampler import SamplingParams
+from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.engine.request import Request, StopConditions
 from tests.support.tiny_checkpoint import tiny_tokenizer_json
@@ -20,7 +20,20 @@ def make_request(
     stop: Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     sampling: SamplingParams = GREEDY,
+    priority: int = 0,
+    deadline_s: float | None = None,
+    arrived_s: float = 0.0,
 ) -> Request:
     """A greedy request over the byte-level tokenizer."""
     conditions = StopConditions(max_tokens, tuple(stop), frozenset(stop_ids))
-    return Request(f"r{next(_names)}", tuple(prompt_ids), sampling, conditions, TOKENIZER.incremental())
+    request = Request(
+        f"r{next(_names)}",
+        tuple(prompt_ids),
+        sampling,
+        conditions,
+        TOKENIZER.incremental(),
+        priority=priority,
+        deadline_s=deadline_s,
+    )
+    request.timeline.arrived_s = arrived_s
+    return request

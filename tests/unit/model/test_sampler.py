@@ -1,5 +1,6 @@
 """The sampler: its distribution, its noise and its edges."""
 
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -9,12 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import sampler
-from model.sampler import SamplingParams, sample
+from model.sampler import Sampler, SamplingRow
+from model.sampling import RowState, SamplingParams
 
 Logits = npt.NDArray[np.float32]
 LOGITS = np.array([1.5, -0.5, 0.0, 2.0, -3.0], np.float32)
 # Beyond this a chi-square of 4 degrees of freedom lies once in a million; the seed is fixed, so it never does.
 CHI_SQUARE_LIMIT = 33.4
+
+
+def top_k(logits: Logits, count: int) -> tuple[Logits, npt.NDArray[np.int64]]:
+    """What the decoder's graph gives: the largest logits, falling, ties by id."""
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count].astype(np.int64)
+    return np.take_along_axis(logits, ids, axis=-1), ids
+
+
+def sample(logits: Logits, params: SamplingParams, position: int) -> int:
+    """One row sampled alone."""
+    return Sampler(top_k).sample(logits[None], {0: SamplingRow(params, RowState((), []), position)})[0].token_id
 
 
 def softmax(logits: Logits, temperature: float) -> npt.NDArray[np.float64]:
@@ -185,3 +198,128 @@ def test_parameter_out_of_range_is_refused_by_name(field: str, value: float) -> 
 def test_every_seed_of_64_bits_works(seed: int) -> None:
     """Both ends of the range."""
     assert sample(LOGITS, SamplingParams(seed=seed), 0) in range(5)
+
+
+def row(params: SamplingParams, prompt: tuple[int, ...] = (), generated: list[int] | None = None) -> SamplingRow:
+    """A row at its next position."""
+    tokens = generated or []
+    return SamplingRow(params, RowState(prompt, tokens), len(prompt) + len(tokens))
+
+
+def edited(params: SamplingParams, prompt: tuple[int, ...] = (), generated: list[int] | None = None) -> Logits:
+    """LOGITS after a row's penalties, bias and bans."""
+    logits = LOGITS.copy()
+    RowState(prompt, generated or []).edit(logits, params)
+    return logits
+
+
+@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=8), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_a_row_gets_in_a_batch_what_it_gets_alone(temperatures: list[float], seed: int) -> None:
+    """Greedy and sampled rows side by side, some rows of the batch unused."""
+    logits = np.random.default_rng(seed).normal(0, 3, (len(temperatures) + 1, 700)).astype(np.float32)
+    rows = {i + 1: row(SamplingParams(t, 0.9, seed, min_p=0.01)) for i, t in enumerate(temperatures)}
+    together = Sampler(top_k).sample(logits.copy(), rows)
+    for index, one in rows.items():
+        assert together[index] == Sampler(top_k).sample(logits[index : index + 1].copy(), {0: one})[0]
+
+
+def test_top_k_keeps_exactly_the_likeliest() -> None:
+    """Two of five, in their own proportion; more than there are keeps all."""
+    assert set(draw(LOGITS, SamplingParams(2.0, top_k=2, seed=1), 500).tolist()) == {3, 0}
+    assert len(set(draw(LOGITS, SamplingParams(2.0, top_k=99, seed=1), 2_000).tolist())) == 5
+
+
+def test_top_p_counts_the_mass_that_top_k_left() -> None:
+    """Of tokens 3, 0 and 2 (mass 0.94 of all), 0.9 of what is left needs all three; 0.85 needs two."""
+    left = softmax(LOGITS, 1.0)[[3, 0, 2]]
+    share = left[:2].sum() / left.sum()
+    keep_two = SamplingParams(top_k=3, top_p=float(share) - 0.01, seed=4)
+    keep_three = SamplingParams(top_k=3, top_p=float(share) + 0.01, seed=4)
+    assert set(draw(LOGITS, keep_two, 2_000).tolist()) == {3, 0}
+    assert set(draw(LOGITS, keep_three, 2_000).tolist()) == {3, 0, 2}
+
+
+def test_min_p_drops_what_is_unlikely_beside_the_likeliest() -> None:
+    """exp(-0.5) and exp(-2) of the likeliest stay at 0.1; the others go."""
+    assert set(draw(LOGITS, SamplingParams(min_p=0.1, seed=5), 3_000).tolist()) == {3, 0, 2}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(2.0), SamplingParams(2.0, 0.99), SamplingParams(2.0, top_k=300), SamplingParams(2.0, min_p=0.01)],
+)
+def test_a_draw_beyond_the_candidates_is_made_over_the_whole_vocabulary(params: SamplingParams) -> None:
+    """Flat logits, few candidates: the same tokens as with all of them at once."""
+    logits = np.random.default_rng(0).normal(0, 0.3, 2_000).astype(np.float32)
+    with mock.patch.object(sampler, "NUM_CANDIDATES", 2_000):
+        whole = draw(logits, params, 200).tolist()
+    with mock.patch.object(sampler, "NUM_CANDIDATES", 8):
+        assert draw(logits, params, 200).tolist() == whole
+
+
+def test_penalties_follow_their_definitions() -> None:
+    """Repetition works on prompt and answer, presence and frequency on the answer."""
+    repetition = edited(SamplingParams(repetition_penalty=2.0), prompt=(0, 1), generated=[3])
+    np.testing.assert_allclose(repetition, [0.75, -1.0, 0.0, 1.0, -3.0])
+    presence = edited(SamplingParams(presence_penalty=0.5), prompt=(0,), generated=[3, 3, 2])
+    np.testing.assert_allclose(presence, [1.5, -0.5, -0.5, 1.5, -3.0])
+    frequency = edited(SamplingParams(frequency_penalty=0.5), prompt=(0,), generated=[3, 3, 2])
+    np.testing.assert_allclose(frequency, [1.5, -0.5, -0.5, 1.0, -3.0])
+
+
+def test_penalties_count_tokens_as_they_are_generated() -> None:
+    """The state reads the request's own list, and counts each token once."""
+    generated: list[int] = []
+    state = RowState((), generated)
+    for expected in (2.0, 1.5, 1.0):
+        logits = LOGITS.copy()
+        state.edit(logits, SamplingParams(frequency_penalty=0.5))
+        assert logits[3] == expected
+        generated.append(3)
+
+
+def test_bias_bans_and_allowances_decide_what_can_be_chosen() -> None:
+    """Added; never chosen; nothing else chosen; no end before min_tokens."""
+    greedy: dict[str, Any] = {"temperature": 0.0}
+    assert sample(LOGITS.copy(), SamplingParams(**greedy, logit_bias={4: 10.0}), 0) == 4
+    assert sample(LOGITS.copy(), SamplingParams(**greedy, banned_token_ids=(3,)), 0) == 0
+    assert sample(LOGITS.copy(), SamplingParams(**greedy, allowed_token_ids=(1, 4)), 0) == 1
+    early = SamplingParams(**greedy, min_tokens=2, end_token_ids=(3,))
+    for generated, expected in (([], 0), ([7], 0), ([7, 8], 3)):
+        logits = LOGITS.copy()[None]
+        assert Sampler(top_k).sample(logits, {0: row(early, (), generated)})[0].token_id == expected
+
+
+def test_logprobs_are_the_models_own_whatever_was_edited() -> None:
+    """Before bias and temperature; the chosen token's and the likeliest alternatives'."""
+    params = SamplingParams(temperature=0.0, logit_bias={4: 100.0}, logprobs=2)
+    result = Sampler(top_k).sample(LOGITS.copy()[None], {0: row(params)})[0]
+    expected = np.log(softmax(LOGITS, 1.0))
+    assert result.token_id == 4
+    assert result.logprobs is not None
+    assert result.logprobs.logprob == pytest.approx(expected[4], abs=1e-6)
+    assert [token for token, _ in result.logprobs.top] == [3, 0]
+    assert [value for _, value in result.logprobs.top] == pytest.approx([expected[3], expected[0]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"min_p": float("nan")}, "min_p is nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"logit_bias": {5: 101.0}}, "logit_bias of token 5 is 101.0"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"allowed_token_ids": (1,), "banned_token_ids": (1,)}, "leaves no token to choose"),
+        ({"allowed_token_ids": ()}, "leaves no token to choose"),
+    ],
+)
+def test_contradictory_and_impossible_parameters_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Each names its field, what was given and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**changes)

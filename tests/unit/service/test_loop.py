@@ -1,15 +1,16 @@
 """The engine thread and its asyncio bridge, on a fake decoder."""
 
 import asyncio
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 import pytest
 
-from service.engine.engine import Engine
+from service.engine.engine import FAILED_MESSAGE, Engine, RetryableError
 from service.engine.loop import (
-    FAILED_MESSAGE,
     STOPPED_MESSAGE,
     EngineDrainingError,
     EngineLoop,
@@ -22,6 +23,28 @@ from service.engine.request import FinishReason, Request, TokenEvent
 from service.engine.scheduler import Scheduler
 from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.requests import make_request
+
+
+MAX_CALLS_PER_STEP = 17  # a decode, and a chunk for each of 16 rows
+
+
+class FlakyDecoder(FakeDecoder):
+    """Fails now and then in a way that passes, never so often in a row that the engine gives up."""
+
+    def __init__(self, num_rows: int, failure_share: float) -> None:
+        super().__init__(num_rows)
+        self.num_failures = 0
+        self._failure_share = failure_share
+        self._random = random.Random(1)
+        self._last_failure = -MAX_CALLS_PER_STEP
+
+    def _count(self) -> None:
+        super()._count()
+        has_passed = self.num_calls - self._last_failure > MAX_CALLS_PER_STEP
+        if has_passed and self._random.random() < self._failure_share:
+            self._last_failure = self.num_calls
+            self.num_failures += 1
+            raise RetryableError("a moment, please")
 
 
 @contextmanager
@@ -218,3 +241,38 @@ def test_load_is_zero_when_idle() -> None:
 
     with running_loop(FakeDecoder()) as loop:
         asyncio.run(scenario(loop))
+
+
+def test_ten_thousand_requests_with_departures_and_failures_add_up() -> None:
+    """30 % leave early, 5 % of the decoder's calls fail for a moment: every request ends once, nothing is left."""
+    num_requests, ended = 10_000, Counter[str]()
+    decoder = FlakyDecoder(num_rows=16, failure_share=0.05)
+
+    async def one(loop: EngineLoop, index: int, gate: asyncio.Semaphore) -> bool:
+        async with gate:
+            request = make_request([index % 256, index // 256 % 256], 3)
+            events = loop.submit(request).events()
+            async with aclosing(events):
+                if index % 10 < 3:
+                    return (await anext(events)).finish_reason is not None
+                tokens = [event.token_id async for event in events]
+        assert tokens == expected_tokens(request.prompt_ids, 3)
+        return True
+
+    async def scenario(loop: EngineLoop) -> None:
+        gate = asyncio.Semaphore(64)
+        done = await asyncio.gather(*(one(loop, index, gate) for index in range(num_requests)))
+        assert sum(done) >= num_requests * 7 // 10
+        await until(lambda: loop.num_in_flight == 0 and sum(ended.values()) == num_requests, what="all have ended")
+
+    def count(request: Request) -> None:
+        ended[str(request.finish_reason)] += 1
+
+    with running_loop(decoder, callbacks=LoopCallbacks(on_end=count)) as loop:
+        asyncio.run(scenario(loop))
+        assert loop.is_healthy
+    assert decoder.kv_cache.rows_used() == []
+    assert decoder.num_failures > 100
+    assert ended["error"] == 0
+    assert ended["length"] + ended["cancelled"] == num_requests
+    assert ended["length"] >= num_requests * 7 // 10

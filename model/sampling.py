@@ -1,0 +1,151 @@
+"""SamplingParams and RowState: how one request wants its tokens chosen, and what it has chosen so far.
+
+Separate from the sampler, which works on whole batches; this is about one request.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_TEMPERATURE = 2.0
+MAX_LOGPROBS = 20
+MAX_PENALTY = 2.0
+MAX_BIAS = 100.0
+
+
+def _check(name: str, value: float, low: float, high: float, *, excludes_low: bool = False) -> None:
+    """Refuse a value outside its range, or NaN, which fails every comparison."""
+    if not (low < value <= high if excludes_low else low <= value <= high):
+        bound = "above" if excludes_low else "from"
+        until = "and at most" if excludes_low else "to"
+        raise ValueError(f"{name} is {value}; it must be {bound} {low:g} {until} {high:g}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose a token.
+
+    temperature: 0 (greedy) to 2. top_k: keep this many of the likeliest, 0 keeps all. top_p: keep the likeliest that
+    together reach this mass, (0, 1]. min_p: drop what is less likely than this share of the likeliest, [0, 1].
+    repetition_penalty: divides the (positive) logits of tokens seen in prompt or answer, (0, 2] (Keskar et al. 2019).
+    presence_penalty, frequency_penalty: subtracted once, or per occurrence, from tokens of the answer, [-2, 2].
+    logit_bias: added to these tokens' logits, [-100, 100]. allowed_token_ids: nothing else is chosen, if given.
+    banned_token_ids: never chosen. min_tokens: until then none of `end_token_ids` is chosen. seed: 64 bits.
+    logprobs: number of alternatives to report, 0 to 20; None reports none and costs nothing.
+
+    Raises:
+        ValueError: a value out of range or not a number; the message names the field and the range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    banned_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _check("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        _check("top_p", self.top_p, 0.0, 1.0, excludes_low=True)
+        _check("min_p", self.min_p, 0.0, 1.0)
+        _check("repetition_penalty", self.repetition_penalty, 0.0, 2.0, excludes_low=True)
+        _check("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check("top_k", self.top_k, 0, 2**31)
+        _check("min_tokens", self.min_tokens, 0, 2**31)
+        for token_id, bias in self.logit_bias.items():
+            _check(f"logit_bias of token {token_id}", bias, -MAX_BIAS, MAX_BIAS)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.allowed_token_ids is not None and not set(self.allowed_token_ids) - set(self.banned_token_ids):
+            raise ValueError("allowed_token_ids leaves no token to choose; allow at least one that is not banned")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens seen so far change the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether the logits are changed before a token is chosen."""
+        return bool(
+            self.has_penalties
+            or self.logit_bias
+            or self.allowed_token_ids is not None
+            or self.banned_token_ids
+            or self.min_tokens
+        )
+
+    def token_ids(self) -> Sequence[int]:
+        """Every token id that is named, for checking against the vocabulary."""
+        return [*self.logit_bias, *(self.allowed_token_ids or ()), *self.banned_token_ids]
+
+
+class RowState:
+    """The tokens of one request, counted for its penalties. Cheap to make: nothing is counted until it is needed."""
+
+    def __init__(self, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> None:
+        """generated_ids: the request's own growing list; it is read, never changed."""
+        self._prompt_ids = prompt_ids
+        self._generated_ids = generated_ids
+        self._counts: dict[int, int] = {}
+        self._num_counted = 0
+        self._seen: npt.NDArray[np.int64] | None = None
+
+    def edit(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
+        """Apply penalties, bias and bans to one row of logits [V], in place."""
+        if params.has_penalties:
+            self._penalise(logits, params)
+        if params.logit_bias:
+            ids = np.fromiter(params.logit_bias, np.int64)
+            logits[ids] += np.fromiter(params.logit_bias.values(), np.float32)
+        if params.banned_token_ids:
+            logits[list(params.banned_token_ids)] = -np.inf
+        if params.end_token_ids and len(self._generated_ids) < params.min_tokens:
+            logits[list(params.end_token_ids)] = -np.inf
+        if params.allowed_token_ids is not None:
+            allowed = list(params.allowed_token_ids)
+            kept = logits[allowed].copy()
+            logits.fill(-np.inf)
+            logits[allowed] = kept
+
+    def _penalise(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
+        self._count()
+        if params.repetition_penalty != 1.0:
+            seen = self._seen_ids()
+            values = logits[seen]
+            penalty = np.float32(params.repetition_penalty)
+            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self._counts:
+            ids = np.fromiter(self._counts, np.int64)
+            counts = np.fromiter(self._counts.values(), np.float32)
+            logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+
+    def _count(self) -> None:
+        """Count the tokens generated since the last time."""
+        for token_id in self._generated_ids[self._num_counted :]:
+            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        self._num_counted = len(self._generated_ids)
+
+    def _seen_ids(self) -> npt.NDArray[np.int64]:
+        if self._seen is None:
+            self._seen = np.unique(np.array(self._prompt_ids, np.int64))
+        return np.union1d(self._seen, np.fromiter(self._counts, np.int64))

@@ -24,7 +24,6 @@ from service.engine.scheduler import Scheduler
 from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.requests import make_request
 
-
 MAX_CALLS_PER_STEP = 17  # a decode, and a chunk for each of 16 rows
 
 

@@ -146,6 +146,21 @@ def bench_engine(
     Console().print(table)
 
 
+@bench_app.command("stall")
+def bench_stall(
+    bundle: Annotated[Path | None, typer.Option(envvar="ATTEND_BUNDLE", help="Bundle folder.")] = None,
+    chunk_tokens: Annotated[int, typer.Option(min=8, help="Prompt tokens computed in one step.")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX session; 0: the cores.")] = 0,
+    cache_dir: CacheDir = DEFAULT_CACHE_DIR,
+) -> None:
+    """Print what a prompt of 6,000 tokens does to a running stream and to a short prompt."""
+    from service.bench.stall import stall_table
+
+    with _stages() as say:
+        table = stall_table(_bundle_path(bundle, cache_dir), chunk_tokens, threads, say)
+    Console().print(table)
+
+
 def _bundle_path(bundle: Path | None, cache_dir: Path) -> Path:
     """The bundle named, or else the default model's, which must have been exported."""
     if bundle is not None:

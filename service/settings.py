@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Prompt plus answer of one request, tokens; 0: what the model allows."
     )
     prefill_chunk_tokens: int = Field(
-        default=256, ge=4, le=8192, description="Most prompt tokens computed in one step."
+        default=256, ge=8, le=8192, description="Most prompt tokens computed in one step."
     )
     max_waiting_requests: int = Field(
         default=256, ge=1, le=100_000, description="Requests that may wait; one more is answered 429."

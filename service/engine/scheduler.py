@@ -1,7 +1,9 @@
 """Scheduler: decides each step's plan. Pure policy: it reads requests and changes nothing.
 
 **Decode first.** Every running request whose prompt is done gets its token in every step. Prompts share a budget of
-tokens per step, so a long prompt delays a running stream by one chunk at most.
+tokens per step, so a long prompt delays a running stream by one chunk at most. Half of it is the oldest prompt's, the
+rest goes to the shortest, so a short prompt does not wait for a long one: it is computed in the step after its
+admission.
 
 **Order.** Waiting requests go by priority (lower first), then by arrival. One that has waited `starvation_s` goes
 before all that have not, whatever their priority. So no request starves: it starts at the latest when, after
@@ -25,7 +27,7 @@ from service.engine.plan import PrefillChunk, StepPlan
 from service.engine.request import Request
 
 MIN_CHUNK_TOKENS = 2
-MIN_CHUNK_BUDGET_TOKENS = 4  # enough to cut any prompt into chunks of at least two
+MIN_CHUNK_BUDGET_TOKENS = 8  # half of it is enough to cut any prompt into chunks of at least two
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,25 @@ class Scheduler:
         return tuple(victims)
 
     def _chunks(self, starts: Sequence[tuple[Request, int]]) -> tuple[PrefillChunk, ...]:
-        """Cut prompts into chunks from where each one stands, oldest first, until the budget is spent."""
+        """Cut prompts into chunks from where each one stands.
+
+        starts: in order of admission. Half of the budget is the oldest prompt's, so that it goes on whatever arrives;
+        the rest goes to the others, the shortest first, and what they leave to the oldest again.
+        """
+        if not starts:
+            return ()
+        (oldest, start), *others = starts
+        remaining = oldest.num_prompt_tokens - start
+        kept = chunk_size(remaining, self.prefill_chunk_tokens // 2)
+        budget = self.prefill_chunk_tokens - kept
         chunks: list[PrefillChunk] = []
-        budget = self.prefill_chunk_tokens
-        for request, start in starts:
-            remaining = request.num_prompt_tokens - start
-            num_tokens = chunk_size(remaining, budget)
+        for request, other_start in sorted(others, key=lambda item: item[0].num_prompt_tokens - item[1]):
+            num_tokens = chunk_size(request.num_prompt_tokens - other_start, budget)
             if num_tokens == 0:
                 break
-            chunks.append(PrefillChunk(request, start, num_tokens))
+            chunks.append(PrefillChunk(request, other_start, num_tokens))
             budget -= num_tokens
-        return tuple(chunks)
+        return (PrefillChunk(oldest, start, chunk_size(remaining, kept + budget)), *chunks)
 
 
 def chunk_size(remaining: int, budget: int) -> int:

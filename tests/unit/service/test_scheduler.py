@@ -50,6 +50,31 @@ def test_admission_is_first_come_first_served_within_free_rows() -> None:
     assert Scheduler(256).plan(waiting, [], rows(2), 0.0).admit == tuple(waiting[:2])
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    """It is computed whole in its first step, and the long one goes on with what is left."""
+    long, short = prefilling(6000, 512), make_request([1] * 30)
+    plan = Scheduler(256).plan([short], [long], rows(1), 0.0)
+    assert [(c.request, c.start, c.num_tokens) for c in plan.prefill] == [(long, 512, 226), (short, 0, 30)]
+
+
+def test_the_oldest_prompt_gets_half_of_every_step_whatever_arrives() -> None:
+    """So that short ones, however many, cannot keep it from its first token."""
+    long, short = prefilling(6000, 512), [make_request([1] * 100) for _ in range(5)]
+    plan = Scheduler(256).plan(short, [long], rows(5), 0.0)
+    assert [(c.request, c.num_tokens) for c in plan.prefill] == [(long, 128), (short[0], 100), (short[1], 28)]
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=6), st.integers(8, 300))
+def test_chunks_of_a_step_stay_within_the_budget_and_serve_the_oldest(lengths: list[int], budget: int) -> None:
+    """Never more than the budget, never a lone token, never without the oldest prompt."""
+    waiting = [make_request([1] * length, arrived_s=float(i)) for i, length in enumerate(lengths)]
+    chunks = Scheduler(budget).plan(waiting, [], rows(6), 0.0).prefill
+    assert sum(chunk.num_tokens for chunk in chunks) <= budget
+    assert all(chunk.num_tokens >= MIN_CHUNK_TOKENS or chunk.request.num_prompt_tokens == 1 for chunk in chunks)
+    assert chunks[0].request is waiting[0]
+    assert chunks[0].num_tokens >= min(lengths[0], budget // 2 - 1)
+
+
 def test_short_prompts_share_one_step_up_to_the_budget() -> None:
     """The budget is spent over several prompts, the last one in part."""
     waiting = [make_request([1] * 100) for _ in range(3)]
@@ -59,9 +84,10 @@ def test_short_prompts_share_one_step_up_to_the_budget() -> None:
 
 
 def test_a_rest_of_the_budget_too_small_for_a_chunk_is_left() -> None:
-    """One token of budget is not given to a prompt of two."""
-    waiting = [make_request([1] * 255), make_request([1] * 9)]
-    assert [chunk.num_tokens for chunk in Scheduler(256).plan(waiting, [], rows(2), 0.0).prefill] == [255]
+    """One token of budget is not given to a longer prompt; the prompt before it gets what it needs."""
+    waiting = [make_request([1] * 128), make_request([1] * 127), make_request([1] * 900)]
+    chunks = Scheduler(256).plan(waiting, [], rows(3), 0.0).prefill
+    assert [chunk.num_tokens for chunk in chunks] == [128, 127]
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -70,9 +96,9 @@ def test_nothing_to_do_is_an_empty_plan() -> None:
 
 
 def test_a_budget_that_could_leave_a_lone_token_is_refused() -> None:
-    """Three tokens could be cut into two and one."""
-    with pytest.raises(ValueError, match="prefill_chunk_tokens is 3; it must be at least 4"):
-        Scheduler(3)
+    """Half of seven could be cut into two and one."""
+    with pytest.raises(ValueError, match="prefill_chunk_tokens is 7; it must be at least 8"):
+        Scheduler(7)
 
 
 def test_lower_priority_numbers_go_first_and_equals_by_arrival() -> None:

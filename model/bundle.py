@@ -125,7 +125,8 @@ def read_manifest(path: Path) -> Manifest:
         return _manifest_from_json(values)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = error if isinstance(error, UnsupportedModelError) else f"{type(error).__name__}: {error}"
-        raise BundleError(f"{file} is not a valid manifest ({reason}); export the bundle again") from error
+        one_line = " ".join(str(reason).split())  # it may repeat what stands in the file
+        raise BundleError(f"{file} is not a valid manifest ({one_line}); export the bundle again") from error
 
 
 def open_bundle(path: Path) -> Bundle:

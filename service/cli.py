@@ -248,5 +248,5 @@ def _missing_module(error: ModuleNotFoundError) -> str:
 
 def _fail(message: str) -> NoReturn:
     """One line to stderr, exit status 1."""
-    print(f"attend: {message}", file=sys.stderr)
+    print(f"attend: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

@@ -23,7 +23,7 @@ from model.bundle import (
 from tests.support.errors import one_line
 from tests.support.tiny_checkpoint import CHAT_TEMPLATE, tiny_tokenizer_json
 
-FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja")
+FILES = ("model.onnx", "model.onnx.data", "top_k.onnx", "tokenizer.json", "chat_template.jinja")
 
 
 @pytest.fixture
@@ -197,3 +197,13 @@ def test_cache_names_pair_inputs_with_outputs() -> None:
     """Key then value of each layer; an output continues the input of the same name."""
     assert past_key_value_names(2) == ["past_key_0", "past_value_0", "past_key_1", "past_value_1"]
     assert present_name("past_value_1") == "present_value_1"
+
+
+def test_a_line_break_in_a_manifests_own_words_stays_out_of_the_message(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Messages repeat what stands in the file, and are one line all the same."""
+    values = tiny_bundle.manifest.to_json()
+    values["geometry"]["rope_scaling"] = {"a\nb": 1}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values))
+    with pytest.raises(BundleError, match="a b") as caught:
+        read_manifest(tmp_path)
+    one_line(caught.value)

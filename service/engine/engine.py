@@ -60,7 +60,6 @@ class EngineLoad:
     """How much is going on: an immutable snapshot that other threads may read."""
 
     num_running: int
-    num_waiting: int
     num_waiting_tokens: int
     kv_usage: KVUsage
 
@@ -121,7 +120,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """The load now."""
         waiting_tokens = sum(request.num_tokens for request in self._waiting)
-        return EngineLoad(len(self._running), len(self._waiting), waiting_tokens, self._kv_cache.usage())
+        return EngineLoad(len(self._running), waiting_tokens, self._kv_cache.usage())
 
     def take_ended(self) -> tuple[Request, ...]:
         """Requests that ended since this was last called, each once."""

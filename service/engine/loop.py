@@ -232,14 +232,19 @@ class EngineLoop:
             if not (self._engine.has_work or self._added or self._cancelled or self._is_stopping):
                 self._wake.wait(min(IDLE_HEARTBEAT_S, self._stall_timeout_s / 4))
             self._heartbeat_s = time.monotonic()
-            while self._added:
-                self._engine.add(self._added.popleft())
-            self._load = self._engine.load()
+            if self._added:
+                self._add_all()
+                self._load = self._engine.load()
             cancelled = [request for request in self._cancelled if not request.is_finished]
             self._cancelled.clear()
         events = [event for request in cancelled if (event := self._engine.abort(request)) is not None]
         self._deliver(events)
         return not self._is_stopping
+
+    def _add_all(self) -> None:
+        """Empty the inbox into the engine. Under the lock."""
+        while self._added:
+            self._engine.add(self._added.popleft())
 
     def _publish(self) -> None:
         """Say what ended and what the load is now."""
@@ -269,8 +274,7 @@ class EngineLoop:
         """Give every open request its one end, also those still in the inbox."""
         with self._wake:
             self._is_draining = True
-            while self._added:
-                self._engine.add(self._added.popleft())
+            self._add_all()
             open_requests = list(self._streams)
         events = [self._engine.abort(request, FinishReason.ERROR, message) for request in open_requests]
         self._deliver(event for event in events if event is not None)

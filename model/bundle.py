@@ -1,8 +1,8 @@
 """Bundle: one exported model as a folder that proves itself. `manifest.json` lists every file with its sha256.
 
 Separate from the exporter (which needs torch) because serving opens bundles and must refuse a damaged one with one
-clear line. Layout: manifest.json, model.onnx, model.onnx.data, top_k.onnx (the sampler's), tokenizer.json,
-chat_template.jinja (if any).
+clear line. Layout: manifest.json, model.onnx, model.onnx.data, top_k.onnx and weight_sums.onnx (the sampler's),
+tokenizer.json, chat_template.jinja (if any).
 """
 
 import hashlib
@@ -14,14 +14,16 @@ from typing import Any
 
 from model.config import ModelConfig, UnsupportedModelError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 EXTERNAL_DATA_NAME = "model.onnx.data"
 TOP_K_GRAPH_NAME = "top_k.onnx"
+WEIGHT_SUMS_GRAPH_NAME = "weight_sums.onnx"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-REQUIRED_FILES = (GRAPH_NAME, EXTERNAL_DATA_NAME, TOP_K_GRAPH_NAME, TOKENIZER_NAME)
+SAMPLER_GRAPH_NAMES = (TOP_K_GRAPH_NAME, WEIGHT_SUMS_GRAPH_NAME)
+REQUIRED_FILES = (GRAPH_NAME, EXTERNAL_DATA_NAME, *SAMPLER_GRAPH_NAMES, TOKENIZER_NAME)
 
 STEP_INPUTS = ("input_ids", "last_index", "max_total_tokens", "logit_positions")
 LOGITS = "logits"

@@ -19,8 +19,8 @@ from model.bundle import (
     EXTERNAL_DATA_NAME,
     GRAPH_NAME,
     MANIFEST_NAME,
+    SAMPLER_GRAPH_NAMES,
     TOKENIZER_NAME,
-    TOP_K_GRAPH_NAME,
     Bundle,
     BundleError,
     Manifest,
@@ -105,7 +105,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
 def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], folder: Path, say: Say) -> None:
     """Write every file of the bundle into `folder`, the manifest last."""
     # torch takes seconds to import: a reused bundle must not wait for it
-    from model.export import OPSET, save_graph, save_top_k_graph, trace_graph
+    from model.export import OPSET, save_graph, save_sampler_graphs, trace_graph
     from model.quantize import PRECISIONS
     from model.transformer import load_transformer
 
@@ -117,8 +117,8 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     graph = PRECISIONS[request.precision](graph)
     say("writing the bundle")
     save_graph(graph, folder)
-    save_top_k_graph(folder)
-    names = [GRAPH_NAME, EXTERNAL_DATA_NAME, TOP_K_GRAPH_NAME, *_write_texts(checkpoint, folder)]
+    save_sampler_graphs(folder)
+    names = [GRAPH_NAME, EXTERNAL_DATA_NAME, *SAMPLER_GRAPH_NAMES, *_write_texts(checkpoint, folder)]
     manifest = Manifest(
         config=checkpoint.config,
         precision=request.precision,

@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from model.bundle import LOGITS, STEP_INPUTS, TOP_K_GRAPH_NAME, Bundle, past_key_value_names, present_name
+from model.bundle import (
+    LOGITS,
+    STEP_INPUTS,
+    TOP_K_GRAPH_NAME,
+    WEIGHT_SUMS_GRAPH_NAME,
+    Bundle,
+    past_key_value_names,
+    present_name,
+)
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 
@@ -67,6 +75,7 @@ class Decoder:
         _check_geometry(self._session, bundle)
         # one thread: the spinning threads of a second pool would take the cores from the first
         self._top_k_session = _create_session(bundle.path / TOP_K_GRAPH_NAME, threads=1)
+        self._weight_sums_session = _create_session(bundle.path / WEIGHT_SUMS_GRAPH_NAME, threads=1)
         self._decode_bindings: dict[int, _Binding] = {}
         self._prefill_bindings: dict[int, _Binding] = {}
 
@@ -123,6 +132,21 @@ class Decoder:
         feeds = {"logits": np.ascontiguousarray(logits), "count": np.array([count], np.int64)}
         values, token_ids = self._top_k_session.run(None, feeds)
         return values, token_ids
+
+    def weight_sums(
+        self,
+        logits: npt.NDArray[np.float32],
+        largest: npt.NDArray[np.float32],
+        inverse_temperatures: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """Sums of exp((logits - largest) * inverse_temperature), float32 [B]; a row's is the same in every batch.
+
+        logits: float32 [B, V]. largest: float32 [B], the finite maximum of each row. inverse_temperatures: float32 [B].
+        """
+        columns = {"largest": largest[:, None], "inverse_temperature": inverse_temperatures[:, None]}
+        feeds = {"logits": np.ascontiguousarray(logits), **columns}
+        sums: npt.NDArray[np.float32] = self._weight_sums_session.run(None, feeds)[0]
+        return sums
 
     def _run(self, binding: _Binding) -> None:
         try:

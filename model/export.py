@@ -26,6 +26,7 @@ from model.bundle import (
     LOGITS,
     STEP_INPUTS,
     TOP_K_GRAPH_NAME,
+    WEIGHT_SUMS_GRAPH_NAME,
     past_key_value_names,
     present_name,
 )
@@ -201,15 +202,41 @@ def save_graph(model: onnx.ModelProto, folder: Path) -> None:
     )
 
 
-def save_top_k_graph(folder: Path) -> None:
-    """Write the sampler's graph: the `count` largest logits of each row and their ids, falling, ties by id."""
-    node = onnx.helper.make_node("TopK", ["logits", "count"], ["values", "token_ids"], axis=-1, largest=1, sorted=1)
+def save_sampler_graphs(folder: Path) -> None:
+    """Write the sampler's graphs.
+
+    top_k: logits float32 [B, V], count int64 [1] -> the `count` largest of each row and their ids, falling, ties by id.
+    weight_sums: logits float32 [B, V], largest and inverse_temperature float32 [B, 1] -> float32 [B], the sum of
+    exp((logits - largest) * inverse_temperature) of each row. It is one over the likeliest's softmax: that kernel works
+    row by row, so a row's sum has the same bits in every batch, as a plain ReduceSum's has not.
+    """
     describe, float32, int64 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-    inputs = [describe("logits", float32, ["batch", "vocabulary"]), describe("count", int64, [1])]
+    make_node, logits = onnx.helper.make_node, describe("logits", float32, ["batch", "vocabulary"])
+    top_k = [make_node("TopK", ["logits", "count"], ["values", "token_ids"], axis=-1, largest=1, sorted=1)]
     outputs = [describe("values", float32, ["batch", "count"]), describe("token_ids", int64, ["batch", "count"])]
-    graph = onnx.helper.make_graph([node], "top_k", inputs, outputs)
+    _save_small_graph(folder / TOP_K_GRAPH_NAME, top_k, [logits, describe("count", int64, [1])], outputs)
+    weight_sums = [
+        make_node("Sub", ["logits", "largest"], ["below"]),
+        make_node("Mul", ["below", "inverse_temperature"], ["scaled"]),
+        make_node("Softmax", ["scaled"], ["shares"], axis=-1),
+        make_node("Constant", [], ["axes"], value_ints=[-1]),
+        make_node("ReduceMax", ["shares", "axes"], ["share"], keepdims=0),
+        make_node("Reciprocal", ["share"], ["sums"]),
+    ]
+    columns = [describe(name, float32, ["batch", 1]) for name in ("largest", "inverse_temperature")]
+    sums = [describe("sums", float32, ["batch"])]
+    _save_small_graph(folder / WEIGHT_SUMS_GRAPH_NAME, weight_sums, [logits, *columns], sums)
+
+
+def _save_small_graph(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+) -> None:
+    graph = onnx.helper.make_graph(nodes, path.stem, inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
-    onnx.save_model(model, str(folder / TOP_K_GRAPH_NAME))
+    onnx.save_model(model, str(path))
 
 
 def _drop_unused_outputs(model: onnx.ModelProto) -> None:

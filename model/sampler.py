@@ -5,14 +5,16 @@ seed and the token's position only, never on what else is in the batch
 or on how often the request was interrupted.
 
 Order, as the field has it: penalties and bias, temperature, min_p, top_k, top_p, then one draw along the tokens from
-the likeliest down (ties by id). Only the likeliest NUM_CANDIDATES are looked at first; a draw that they cannot decide
-is made again over the whole vocabulary and gives the same token as if it had been made there at once.
+the likeliest down (ties by id). Only tokens that are likely enough beside the likeliest are sorted at first; a draw
+that they cannot decide is made again with more of them and gives the same token as over the whole vocabulary at once.
 
 Shapes: B rows, V vocabulary, K candidates.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +22,22 @@ import numpy.typing as npt
 from model.sampling import RowState, SamplingParams
 
 MIN_TEMPERATURE = 1e-6  # below this only the likeliest tokens have weight, and float32 would divide by zero
-WIDER_CANDIDATES = 4096  # looked at next, where a distribution is so flat that the first ones don't decide
-NUM_CANDIDATES = 256  # they nearly always hold the mass; ONNX Runtime finds them in about 1 ms for 16 rows
+CANDIDATE_SHARES = (3e-3, 1e-5, 0.0)  # of the likeliest token's weight: what is looked at first, next, and last
 MASK_64 = 2**64 - 1
 
 Logits = npt.NDArray[np.float32]
-TopK = Callable[[Logits, int], tuple[Logits, npt.NDArray[np.int64]]]
+
+
+class LogitsKernels(Protocol):
+    """What is computed over whole vocabularies for the sampler; `model.decoder.Decoder` states the shapes."""
+
+    def top_k(self, logits: Logits, count: int) -> tuple[Logits, npt.NDArray[np.int64]]:
+        """The `count` largest logits of each row and their ids, both [B, count], falling, ties by id."""
+        ...
+
+    def weight_sums(self, logits: Logits, largest: Logits, inverse_temperatures: Logits) -> Logits:
+        """Sums of exp((logits - largest) * inverse_temperature), float32 [B]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class SamplingRow:
 class Sampler:
     """Chooses tokens for all rows of a step at once."""
 
-    top_k: TopK = field(repr=False)
+    kernels: LogitsKernels = field(repr=False)
 
     def sample(self, logits: Logits, rows: Mapping[int, SamplingRow]) -> dict[int, SampledToken]:
         """Choose a token for each row named.
@@ -69,7 +81,7 @@ class Sampler:
         edited in place.
         """
         reports = {
-            index: _LogprobReport.of(logits[index], row.params.logprobs, self.top_k)
+            index: _LogprobReport.of(logits[index], row.params.logprobs, self.kernels)
             for index, row in rows.items()
             if row.params.logprobs is not None
         }
@@ -84,17 +96,23 @@ class Sampler:
             for index, token_id in chosen.items()
         }
 
+    def logprobs(self, logits: Logits, token_ids: Sequence[int], num_alternatives: int) -> list[TokenLogprobs]:
+        """Log-probabilities of given tokens. logits: float32 [N, V], one row for each of the N ids."""
+        reports = [_LogprobReport.of(row, num_alternatives, self.kernels, keeps=True) for row in logits]
+        return [report.of_token(token_id) for report, token_id in zip(reports, token_ids, strict=True)]
+
     def _draw(self, logits: Logits, rows: Mapping[int, SamplingRow]) -> dict[int, int]:
         """Sample the rows that have a temperature."""
         if not rows:
             return {}
-        indices = list(rows)
-        drawn = logits if len(indices) == len(logits) else logits[indices]
-        order = indices if drawn is not logits else range(len(logits))
-        values, ids = self.top_k(drawn, min(NUM_CANDIDATES, drawn.shape[-1]))
+        drawn = logits if len(rows) == len(logits) else logits[list(rows)]
+        order = sorted(rows) if drawn is logits else list(rows)
+        temperatures = np.array([_temperature(rows[index].params) for index in order], np.float32)
+        largest = drawn.max(axis=-1)
+        usual = np.where(np.isfinite(largest), largest, np.float32(0))
+        totals = self.kernels.weight_sums(drawn, usual, np.float32(1) / temperatures)
         return {
-            index: _draw_one(drawn[position], values[position], ids[position], rows[index])
-            for position, index in enumerate(order)
+            index: _draw_one(drawn[at], largest[at], float(totals[at]), rows[index]) for at, index in enumerate(order)
         }
 
 
@@ -107,38 +125,44 @@ class _LogprobReport:
     top: tuple[tuple[int, float], ...]
 
     @classmethod
-    def of(cls, logits: Logits, num_alternatives: int, top_k: TopK) -> "_LogprobReport":
+    def of(
+        cls, logits: Logits, num_alternatives: int, kernels: LogitsKernels, *, keeps: bool = False
+    ) -> "_LogprobReport":
+        """keeps: nobody changes the logits while the report is in use."""
         normaliser = log_normaliser(logits)
-        return cls(logits.copy(), normaliser, _likeliest(logits, num_alternatives, normaliser, top_k))
+        alternatives = _likeliest(logits, num_alternatives, normaliser, kernels)
+        return cls(logits if keeps else logits.copy(), normaliser, alternatives)
 
     def of_token(self, token_id: int) -> TokenLogprobs:
         return TokenLogprobs(float(self.logits[token_id]) - self.normaliser, self.top)
 
 
-def _draw_one(logits: Logits, values: Logits, ids: npt.NDArray[np.int64], row: SamplingRow) -> int:
-    """Sample one row. logits: [V]; values, ids: its K likeliest."""
+def _draw_one(logits: Logits, largest: np.float32, total: float, row: SamplingRow) -> int:
+    """Sample one row. logits: [V]. total: sum of its weights, right where `largest` is finite."""
     params, noise = row.params, uniform(row.params.seed, row.position)
-    total = _total_weight(logits, values[0], params.temperature)
-    weights = _weights(values, values[0], params.temperature)
-    pick = pick_index(weights, total, params, noise, is_whole=len(values) == len(logits))
-    if pick is not None:
-        return int(ids[pick])
-    for count in (WIDER_CANDIDATES, len(logits)):
-        order = _likeliest_ids(logits, count)
-        weights = _weights(logits[order], values[0], params.temperature)
-        pick = pick_index(weights, total, params, noise, is_whole=len(order) == len(logits))
+    temperature = _temperature(params)
+    if not np.isfinite(largest):
+        total = float(np.count_nonzero(logits == largest))
+    pick = None
+    for share in CANDIDATE_SHARES:
+        ids = _candidates(logits, largest, temperature, share)
+        weights = _weights(logits[ids], largest, temperature)
+        pick = pick_index(weights, total, params, noise, is_whole=len(ids) == len(logits))
         if pick is not None:
             break
     assert pick is not None, "the whole vocabulary decides every draw"
-    return int(order[pick])
+    return int(ids[pick])
 
 
-def _likeliest_ids(logits: Logits, count: int) -> npt.NDArray[np.intp]:
-    """Ids of the `count` largest logits of one row (more where the last ones are equal), falling, ties by id."""
-    if count >= len(logits):
-        return np.argsort(-logits, kind="stable")
-    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
-    ids = np.flatnonzero(logits >= threshold)
+def _temperature(params: SamplingParams) -> float:
+    """The temperature, kept from vanishing."""
+    return max(params.temperature, MIN_TEMPERATURE)
+
+
+def _candidates(logits: Logits, largest: np.float32, temperature: float, share: float) -> npt.NDArray[np.intp]:
+    """Ids of the tokens whose weight is at least this share of the likeliest one's, falling, ties by id."""
+    least = largest + np.float32(temperature * math.log(share)) if share else np.float32(-np.inf)
+    ids = np.flatnonzero(logits >= least)
     return ids[np.argsort(-logits[ids], kind="stable")]
 
 
@@ -149,24 +173,25 @@ def pick_index(
 
     weights: [K], falling from 1. total: sum over the whole vocabulary. noise: uniform in [0, 1). is_whole: K is V.
     """
-    size, is_cut = len(weights), is_whole
+    size, is_cut = len(weights), False
     if params.min_p > 0.0:
         above = int(np.searchsorted(-weights, -params.min_p, side="right"))
-        size, is_cut = above, is_cut or above < len(weights)
+        size, is_cut = above, above < len(weights)
     if 0 < params.top_k <= size:
         size, is_cut = params.top_k, True
-    if not is_cut and (params.min_p > 0.0 or params.top_k > 0):
+    can_widen = not (is_cut or is_whole)
+    if can_widen and (params.min_p > 0.0 or params.top_k > 0):
         return None  # what they keep, and so its mass, lies partly beyond these tokens
     cumulative = weights[:size].cumsum()
-    mass = cumulative[-1] if is_cut else total
+    mass = cumulative[-1] if is_cut else total  # the same sum, however many candidates it takes to decide
     if params.top_p < 1.0:
         needed = params.top_p * mass
-        if cumulative[-1] < needed and not is_cut:
+        if can_widen and cumulative[-1] < needed:
             return None
         size = min(int(np.searchsorted(cumulative, needed)) + 1, size)
         cumulative, mass = cumulative[:size], cumulative[size - 1]
     target = noise * mass
-    if target >= cumulative[-1] and not is_cut and params.top_p >= 1.0:
+    if can_widen and target >= cumulative[-1] and params.top_p >= 1.0:
         return None
     return min(int(np.searchsorted(cumulative, target, side="right")), size - 1)
 
@@ -177,11 +202,11 @@ def log_normaliser(logits: Logits) -> float:
     return largest + float(np.log(np.exp(logits - largest).sum(dtype=np.float64)))
 
 
-def _likeliest(logits: Logits, count: int, normaliser: float, top_k: TopK) -> tuple[tuple[int, float], ...]:
+def _likeliest(logits: Logits, count: int, normaliser: float, kernels: LogitsKernels) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest tokens of one row with their log-probabilities, likeliest first."""
     if count == 0:
         return ()
-    values, ids = top_k(logits[None], count)
+    values, ids = kernels.top_k(logits[None], count)
     return tuple((int(i), float(v) - normaliser) for i, v in zip(ids[0], values[0], strict=True))
 
 
@@ -201,19 +226,9 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _relative(logits: Logits, largest: np.float32, temperature: float) -> Logits:
-    """(logits - largest) / temperature, 0 for the likeliest; infinities and vanishing temperatures included."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(largest):
-            return (logits - largest) / np.float32(max(temperature, MIN_TEMPERATURE))
-        return np.where(logits == largest, np.float32(0), np.float32(-np.inf))
-
-
 def _weights(logits: Logits, largest: np.float32, temperature: float) -> npt.NDArray[np.float64]:
-    """Relative probabilities, the largest is 1."""
-    return np.exp(_relative(logits, largest, temperature)).astype(np.float64)
-
-
-def _total_weight(logits: Logits, largest: np.float32, temperature: float) -> float:
-    """Sum of the weights of a whole row, in float64."""
-    return float(np.exp(_relative(logits, largest, temperature)).sum(dtype=np.float64))
+    """Relative probabilities, the largest is 1; infinities and vanishing temperatures included. temperature: not 0."""
+    if not np.isfinite(largest):
+        return np.asarray(logits == largest, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.exp((logits - largest) * np.float32(1.0 / temperature)), np.float64)

@@ -15,12 +15,20 @@ MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
 
 
-def _check(name: str, value: float, low: float, high: float, *, excludes_low: bool = False) -> None:
+class InvalidSamplingError(ValueError):
+    """A parameter out of its range, or several that contradict each other. `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def _check(name: str, value: float, low: float, high: float, *, excludes_low: bool = False, of: str = "") -> None:
     """Refuse a value outside its range, or NaN, which fails every comparison."""
     if not (low < value <= high if excludes_low else low <= value <= high):
         bound = "above" if excludes_low else "from"
         until = "and at most" if excludes_low else "to"
-        raise ValueError(f"{name} is {value}; it must be {bound} {low:g} {until} {high:g}")
+        raise InvalidSamplingError(f"{name}{of} is {value}; it must be {bound} {low:g} {until} {high:g}", name)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class SamplingParams:
     logprobs: number of alternatives to report, 0 to 20; None reports none and costs nothing.
 
     Raises:
-        ValueError: a value out of range or not a number; the message names the field and the range.
+        InvalidSamplingError: a value out of range or not a number; the message names the field and the range.
     """
 
     temperature: float = 1.0
@@ -65,13 +73,14 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, 2**31)
         _check("min_tokens", self.min_tokens, 0, 2**31)
         for token_id, bias in self.logit_bias.items():
-            _check(f"logit_bias of token {token_id}", bias, -MAX_BIAS, MAX_BIAS)
+            _check("logit_bias", bias, -MAX_BIAS, MAX_BIAS, of=f" of token {token_id}")
         if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must fit in 64 bits")
+            raise InvalidSamplingError(f"seed is {self.seed}; it must fit in 64 bits", "seed")
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.allowed_token_ids is not None and not set(self.allowed_token_ids) - set(self.banned_token_ids):
-            raise ValueError("allowed_token_ids leaves no token to choose; allow at least one that is not banned")
+            message = "allowed_token_ids leaves no token to choose; allow at least one that is not banned"
+            raise InvalidSamplingError(message, "allowed_token_ids")
 
     @property
     def is_greedy(self) -> bool:
@@ -94,9 +103,13 @@ class SamplingParams:
             or self.min_tokens
         )
 
-    def token_ids(self) -> Sequence[int]:
-        """Every token id that is named, for checking against the vocabulary."""
-        return [*self.logit_bias, *(self.allowed_token_ids or ()), *self.banned_token_ids]
+    def named_token_ids(self) -> dict[str, tuple[int, ...]]:
+        """Every token id that is named, by field, for checking against the vocabulary."""
+        return {
+            "logit_bias": tuple(self.logit_bias),
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "banned_token_ids": self.banned_token_ids,
+        }
 
 
 class RowState:

@@ -80,6 +80,7 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
         Engine(
             decoder,
             Scheduler(settings.prefill_chunk_tokens, settings.starvation_s),
+            context_tokens=context_tokens(bundle, settings),
             kv_budget_tokens=budget_tokens,
             prefix_cache_bytes=settings.prefix_cache_bytes,
         ),

@@ -161,6 +161,20 @@ def bench_stall(
     Console().print(table)
 
 
+@bench_app.command("speculation")
+def bench_speculation(
+    bundle: Annotated[Path | None, typer.Option(envvar="ATTEND_BUNDLE", help="Bundle folder.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX session; 0: the cores.")] = 0,
+    cache_dir: CacheDir = DEFAULT_CACHE_DIR,
+) -> None:
+    """Print what speculation by prompt lookup saves, and how often it changes an answer."""
+    from service.bench.speculation import speculation_table
+
+    with _stages() as say:
+        table = speculation_table(_bundle_path(bundle, cache_dir), threads, say)
+    Console().print(table)
+
+
 def _bundle_path(bundle: Path | None, cache_dir: Path) -> Path:
     """The bundle named, or else the default model's, which must have been exported."""
     if bundle is not None:

@@ -11,7 +11,7 @@ from model.kv_cache import KVCache
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.engine.engine import Engine
-from service.engine.request import Request, StopConditions, check_request
+from service.engine.request import Request, StopConditions
 from service.engine.scheduler import Scheduler
 
 CHUNK_TOKENS = 512
@@ -48,9 +48,9 @@ class LocalModel:
         config = self.bundle.config
         ids = self._encode(prompt, use_template)
         limit = max(1, min(max_tokens, config.context_tokens - len(ids)))
-        stop = StopConditions(limit, token_ids=frozenset(config.eos_token_ids))
-        check_request(ids, stop, vocab_size=config.vocab_size, context_tokens=config.context_tokens)
+        stop = StopConditions(limit, eos_token_ids=frozenset(config.eos_token_ids))
         request = Request("local", tuple(ids), sampling, stop, self.tokenizer.incremental())
+        self.engine.limits.check(request)
         self.engine.add(request)
         while not request.is_finished:
             for event in self.engine.step().events:

@@ -62,6 +62,8 @@ METRIC_NAMES = frozenset(
         "attend_preemptions_total",
         "attend_prefix_cache_hits_total",
         "attend_prefix_cache_queries_total",
+        "attend_speculation_draft_tokens_total",
+        "attend_speculation_accepted_tokens_total",
         "attend_requests_total",
         "attend_http_requests_total",
         "attend_engine_alive",
@@ -87,6 +89,8 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens taken from the prefix cache.")
+        self._drafted = self._counter("speculation_draft_tokens", "Tokens guessed by speculation and verified.")
+        self._accepted = self._counter("speculation_accepted_tokens", "Guessed tokens that the model chose too.")
         self._preemptions = self._counter("preemptions", "Requests that lost their cache row and had to replay.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._requests = Counter(
@@ -102,6 +106,8 @@ class Metrics:
         self._prompt_tokens.inc(report.num_prefill_tokens)
         self._prefix_queries.inc(report.num_prompt_tokens)
         self._prefix_hits.inc(report.num_cached_tokens)
+        self._drafted.inc(report.num_drafted_tokens)
+        self._accepted.inc(report.num_accepted_tokens)
         self._preemptions.inc(report.num_preempted)
         made = [event for event in report.events if event.token_id is not None]
         self._generation_tokens.inc(len(made))

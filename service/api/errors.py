@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from model.chat import ChatTemplateError
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError, QueueFullError, SubmitRefusedError
-from service.engine.request import InvalidRequestError
+from service.engine.request_check import InvalidRequestError
 
 RETRY_AFTER_S = {429: "1", 503: "5"}
 MAX_NAME_CHARACTERS = 100  # of a client's own text repeated in a message

@@ -18,16 +18,8 @@ from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.api.errors import ApiError, deadline_passed, engine_failure, unknown_model
 from service.engine.loop import EngineLoop, RequestStream
-from service.engine.request import (
-    CONTEXT_EXCEEDED,
-    FinishReason,
-    InvalidRequestError,
-    Request,
-    StopConditions,
-    Timeline,
-    TokenEvent,
-    check_request,
-)
+from service.engine.request import FinishReason, Request, StopConditions, Timeline, TokenEvent
+from service.engine.request_check import CONTEXT_EXCEEDED, InvalidRequestError
 from service.schemas import ChatCompletionRequest, CompletionRequest, GenerateRequest, GenerationFields, Usage
 
 LONG_TEXT_CHARACTERS = 20_000  # longer texts are tokenised off the event loop, which must keep streams flowing
@@ -91,8 +83,7 @@ class Generator:
         """
         config = self.manifest.config
         limit = max_tokens if max_tokens is not None else max(1, self.context_tokens - len(prompt_ids))
-        stop = StopConditions(limit, fields.stop_strings, frozenset(config.eos_token_ids))
-        check_request(prompt_ids, stop, vocab_size=config.vocab_size, context_tokens=self.context_tokens)
+        stop = StopConditions(limit, fields.stop_strings, eos_token_ids=frozenset(config.eos_token_ids))
         seed = fields.seed if fields.seed is not None else secrets.randbits(63)
         request = Request(
             request_id=f"{prefix}-{uuid.uuid4().hex}",

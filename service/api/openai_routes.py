@@ -12,7 +12,7 @@ from service.api.generation import Generator, collect, live_events, usage
 from service.api.responses import GENERATION_ERRORS, json_response
 from service.api.streaming import EventStream
 from service.engine.loop import RequestStream
-from service.engine.request import InvalidRequestError
+from service.engine.request_check import InvalidRequestError
 from service.schemas import (
     ChatAnswer,
     ChatChoice,

@@ -16,7 +16,8 @@ from model.prefix_cache import PrefixCache
 from model.sampler import SampledToken
 from service.engine.plan import StepPlan
 from service.engine.request import FinishReason, Request, RequestStatus, TokenEvent
-from service.engine.runner import Runner, TokenDecoder
+from service.engine.request_check import RequestLimits
+from service.engine.runner import Runner, StepResult, TokenDecoder
 from service.engine.scheduler import Capacity, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ class StepReport:
     num_prefill_tokens: int
     num_preempted: int
     num_prompt_tokens: int  # of the requests admitted in this step
-    num_cached_tokens: int  # of these, taken from the prefix cache
+    num_cached_tokens: int  # of these, taken from the prefix cache or from a request that shares the prompt
+    num_drafted_tokens: int  # verified in this step
+    num_accepted_tokens: int  # of these, those that the model chose too
     events: tuple[TokenEvent, ...]
     error: Exception | None = None
 
@@ -72,17 +75,22 @@ class Engine:
         decoder: TokenDecoder,
         scheduler: Scheduler,
         *,
+        context_tokens: int | None = None,
         kv_budget_tokens: int | None = None,
         prefix_cache_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take over a decoder and its rows.
 
-        kv_budget_tokens: what all rows together may hold; by default all that they can. prefix_cache_bytes: memory for
-        prompts already computed; 0 shares nothing. clock: monotonic seconds.
+        context_tokens: most tokens of one request; by default what the model and a row hold. kv_budget_tokens: what all
+        rows together may hold; by default all that they can. prefix_cache_bytes: memory for prompts already computed; 0
+        shares nothing. clock: monotonic seconds.
         """
         self._kv_cache = decoder.kv_cache
         self._budget_tokens = kv_budget_tokens or self._kv_cache.num_rows * self._kv_cache.capacity_tokens
+        row_tokens = min(context_tokens or self._kv_cache.capacity_tokens, decoder.config.context_tokens)
+        most_tokens = min(row_tokens, self._kv_cache.capacity_tokens, self._budget_tokens)
+        self._limits = RequestLimits(decoder.config.vocab_size, most_tokens)
         self._prefix_cache = PrefixCache(self._kv_cache, prefix_cache_bytes)
         self._runner = Runner(decoder)
         self._scheduler = scheduler
@@ -96,6 +104,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._waiting or self._running)
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What a request may ask for; check it before it is added, from any thread."""
+        return self._limits
 
     @property
     def budget_tokens(self) -> int:
@@ -128,7 +141,7 @@ class Engine:
         return ended
 
     def add(self, request: Request) -> None:
-        """Queue a request."""
+        """Queue a request that `limits` has checked."""
         assert request.status is RequestStatus.WAITING, f"{request.request_id} was already added"
         self._waiting.append(request)
 
@@ -147,23 +160,26 @@ class Engine:
         plan = self._scheduler.plan(self._waiting, self._running, self._capacity(), started_s, self._num_cached)
         self._reserve(plan)
         failure: Exception | None = None
+        result = StepResult()
         try:
-            tokens = self._runner.run(plan, self._running)
+            result = self._runner.run(plan, self._running)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises has an outcome
             failure = error
             outcome, events = self._recover(plan, error)
         else:
             self._num_retries = 0
-            outcome, events = StepOutcome.DONE, tuple(self._commit(plan, tokens))
+            outcome, events = StepOutcome.DONE, tuple(self._commit(plan, result))
             self._compact()
         return StepReport(
             outcome=outcome,
             duration_s=self._clock() - started_s,
-            num_decode_rows=len(plan.decode),
+            num_decode_rows=len(plan.decode) + len(plan.verify),
             num_prefill_tokens=plan.num_prefill_tokens,
             num_preempted=len(plan.preempt),
             num_prompt_tokens=sum(request.num_prompt_tokens for request in plan.admit),
             num_cached_tokens=sum(plan.num_cached.values()),
+            num_drafted_tokens=result.num_drafted_tokens,
+            num_accepted_tokens=result.num_accepted_tokens,
             events=expired + events,
             error=failure,
         )
@@ -191,12 +207,22 @@ class Engine:
             self._load_prefix(request, plan.num_cached[request])
 
     def _num_cached(self, request: Request) -> int:
+        if request.lacks_prompt_logprobs:
+            return 0  # they come with the computing
+        if request.shared_prompt is not None and request.shared_prompt.donor_for(request) is not None:
+            return request.num_prompt_tokens
         return self._prefix_cache.match(request.prompt_ids, request.cache_salt)
 
     def _load_prefix(self, request: Request, num_tokens: int) -> None:
-        """Start a request's row with what the prefix cache holds of its prompt."""
+        """Start a request's row with what another request, or the prefix cache, holds of its prompt."""
         assert request.row is not None
-        self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt)
+        if num_tokens == request.num_prompt_tokens:
+            donor = request.shared_prompt.donor_for(request) if request.shared_prompt is not None else None
+            assert donor is not None, "the plan found a donor"
+            assert donor.row is not None, "donors run"
+            self._kv_cache.copy_prefix(donor.row, request.row, num_tokens)
+        else:
+            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt)
         request.num_computed = num_tokens
         request.num_cached_tokens = num_tokens
 
@@ -215,41 +241,67 @@ class Engine:
         """Decide what a failed run means, and do it. No request has changed by the run itself."""
         if isinstance(error, RetryableError) and self._num_retries < MAX_RETRIES:
             self._num_retries += 1
-            logger.warning("step failed, try %d of %d: %s", self._num_retries, MAX_RETRIES, error)
+            logger.warning("step failed, try %d of %d: %s", self._num_retries, MAX_RETRIES, str(error))
             return StepOutcome.RETRYABLE, ()
         if isinstance(error, MemoryError) and len(self._running) > 1:
-            logger.warning("no memory for a step; preempting the request admitted last: %s", error)
+            logger.warning("no memory for a step; preempting the request admitted last: %s", str(error))
             self._preempt(self._running[-1])
             return StepOutcome.CAPACITY, ()
         logger.error("step failed for good", exc_info=error)
         ends = [self.abort(request, FinishReason.ERROR, FAILED_MESSAGE) for request in plan.requests]
         return StepOutcome.FATAL, tuple(event for event in ends if event is not None)
 
-    def _commit(self, plan: StepPlan, tokens: dict[Request, SampledToken]) -> Iterable[TokenEvent]:
+    def _commit(self, plan: StepPlan, result: StepResult) -> Iterable[TokenEvent]:
         """Record what was computed and chosen; yields one event per new token."""
         for request in plan.decode:
-            self._advance(request, request.num_computed + 1)
+            self._advance(request, 1, in_chunk=False)
+        for verification in plan.verify:
+            request, num_chosen = verification.request, len(result.tokens[verification.request])
+            self._advance(request, num_chosen, in_chunk=True)  # the last one chosen is not computed, the one before is
+            assert request.speculation is not None, "only a speculation drafts"
+            request.speculation.observe(len(verification.draft), num_chosen - 1)
         for chunk in plan.prefill:
-            self._advance(chunk.request, chunk.end)
+            self._advance(chunk.request, chunk.num_tokens, in_chunk=True)
+            known = chunk.request.prompt_token_logprobs  # after a preemption some are known already
+            known += result.prompt_logprobs.get(chunk.request, [])[len(known) - chunk.start :]
             if chunk.completes_prompt:
                 self._store_prefix(chunk.request)
+        yield from self._commit_tokens(result)
+        self._share_logits(plan, result)
+
+    def _commit_tokens(self, result: StepResult) -> Iterable[TokenEvent]:
+        """Append what was chosen, as far as a request does not end before."""
         now_s = self._clock()
-        for request, token in tokens.items():
-            request.generated_ids.append(token.token_id)
-            try:
-                yield self._token_event(request, token, now_s)
-            except Exception:
-                logger.exception("the text of %s could not be made", request.request_id)
-                yield self._end(request, FinishReason.ERROR, token.token_id, "", TEXT_FAILED_MESSAGE)
+        for request, tokens in result.tokens.items():
+            for token in tokens:
+                request.generated_ids.append(token.token_id)
+                try:
+                    yield self._token_event(request, token, now_s)
+                except Exception:
+                    logger.exception("the text of %s could not be made", request.request_id)
+                    yield self._end(request, FinishReason.ERROR, token.token_id, "", error=TEXT_FAILED_MESSAGE)
+                if request.is_finished:
+                    break
+
+    def _share_logits(self, plan: StepPlan, result: StepResult) -> None:
+        """Keep the logits after a prompt for those that continue it too, for as long as one of them needs them."""
+        for request, logits in result.prompt_logits.items():
+            assert request.shared_prompt is not None, "kept for those that share the prompt"
+            request.shared_prompt.logits = logits
+        for request in plan.requests:
+            if request.shared_prompt is not None and not request.shared_prompt.is_pending:
+                request.shared_prompt.logits = None
 
     def _store_prefix(self, request: Request) -> None:
         assert request.row is not None
         self._prefix_cache.store(request.row, request.prompt_ids, request.cache_salt)
 
-    def _advance(self, request: Request, num_computed: int) -> None:
+    def _advance(self, request: Request, num_tokens: int, *, in_chunk: bool) -> None:
         assert request.row is not None
-        self._kv_cache.extend(request.row, num_computed)
-        request.num_computed = num_computed
+        self._kv_cache.extend(request.row, request.num_computed + num_tokens)
+        if request.has_prompt:
+            request.record_computed(num_tokens, in_chunk=in_chunk)
+        request.num_computed += num_tokens
 
     def _token_event(self, request: Request, token: SampledToken, now_s: float) -> TokenEvent:
         """The event of one new token, with the time since the one before it."""
@@ -262,24 +314,40 @@ class Engine:
 
     def _text_event(self, request: Request, token_id: int) -> TokenEvent:
         """Turn a chosen token into text, and end the request if it must."""
-        if token_id in request.stop.token_ids:  # the end token itself is not part of the text
-            return self._end(request, FinishReason.STOP, token_id, _flush(request))
-        text, stopped = request.stop_strings.push(request.detokenizer.push(token_id))
-        if stopped:
-            return self._end(request, FinishReason.STOP, token_id, text)
-        if request.num_generated >= request.stop.max_tokens:
+        stop = request.stop
+        if token_id in stop.token_ids or token_id in stop.eos_token_ids:
+            reason = token_id if token_id in stop.token_ids else None
+            last = request.detokenizer.push(token_id) if stop.is_included and reason is not None else ""
+            return self._end(request, FinishReason.STOP, token_id, last + _flush(request), stop_reason=reason)
+        text, met = self._match(request, request.detokenizer.push(token_id))
+        if met is not None:
+            return self._end(request, FinishReason.STOP, token_id, text, stop_reason=met)
+        if request.num_generated >= stop.max_tokens:
             return self._end_at_length(request, token_id, text)
         return _event(request, token_id, text)
 
+    def _match(self, request: Request, text: str) -> tuple[str, str | None]:
+        """Look for stop strings, but not before `min_tokens`."""
+        if request.num_generated < request.sampling.min_tokens:
+            return text, None
+        return request.stop_strings.push(text)
+
     def _end_at_length(self, request: Request, token_id: int, text: str) -> TokenEvent:
         """End at max_tokens; the last incomplete character may still complete a stop string."""
-        rest, stopped = request.stop_strings.push(request.detokenizer.flush())
-        if stopped:
-            return self._end(request, FinishReason.STOP, token_id, text + rest)
+        rest, met = request.stop_strings.push(request.detokenizer.flush())
+        if met is not None:
+            return self._end(request, FinishReason.STOP, token_id, text + rest, stop_reason=met)
         return self._end(request, FinishReason.LENGTH, token_id, text + rest + request.stop_strings.flush())
 
     def _end(
-        self, request: Request, reason: FinishReason, token_id: int | None, text: str, error: str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        token_id: int | None,
+        text: str,
+        *,
+        error: str | None = None,
+        stop_reason: int | str | None = None,
     ) -> TokenEvent:
         """The one way in which requests end."""
         if request.status is RequestStatus.WAITING:
@@ -293,7 +361,7 @@ class Engine:
         request.finish_reason = reason
         request.timeline.finished_s = self._clock()
         self._ended.append(request)
-        return _event(request, token_id, text, error)
+        return replace(_event(request, token_id, text), error=error, stop_reason=stop_reason)
 
     def _compact(self) -> None:
         """Fill holes below the highest row, so that decode runs no idle rows; only where moving is cheap."""
@@ -306,16 +374,15 @@ class Engine:
 
 def _flush(request: Request) -> str:
     """The text still held back when an answer ends."""
-    text, stopped = request.stop_strings.push(request.detokenizer.flush())
-    return text if stopped else text + request.stop_strings.flush()
+    text, met = request.stop_strings.push(request.detokenizer.flush())
+    return text if met is not None else text + request.stop_strings.flush()
 
 
-def _event(request: Request, token_id: int | None, text: str, error: str | None = None) -> TokenEvent:
+def _event(request: Request, token_id: int | None, text: str) -> TokenEvent:
     return TokenEvent(
         request=request,
         token_id=token_id,
         text=text,
         num_generated=request.num_generated,
         finish_reason=request.finish_reason,
-        error=error,
     )

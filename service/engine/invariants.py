@@ -40,7 +40,7 @@ def _tokens(engine: Engine, kv_cache: KVCache) -> Iterator[str]:
         yield f"requests have computed {computed} tokens, the cache holds {kv_cache.usage().num_tokens}"
     for request in engine.running:
         behind = request.num_tokens - request.num_computed
-        if not request.is_prefilling and behind != 1 and not request.num_preemptions:
+        if not (request.is_prefilling or request.awaits_first_token) and behind != 1 and not request.num_preemptions:
             yield f"{request.request_id} is {behind} tokens behind; a decoding request is behind by one"
 
 

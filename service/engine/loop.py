@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from service.engine.engine import FAILED_MESSAGE, Engine, EngineLoad, StepOutcome, StepReport
@@ -176,30 +176,47 @@ class EngineLoop:
         return True
 
     def submit(self, request: Request) -> RequestStream:
-        """Queue a request from an event loop; never blocks.
+        """Queue a request from an event loop; never blocks. Raises what `submit_all` raises."""
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[RequestStream]:
+        """Queue requests from an event loop, all of them or none; never blocks.
 
         Raises:
-            QueueFullError, EngineDrainingError, EngineUnhealthyError: the request was not taken.
+            InvalidRequestError: one of them could never run.
+            QueueFullError, EngineDrainingError, EngineUnhealthyError: they were not taken.
         """
+        for request in requests:
+            self._engine.limits.check(request)
         self.check_health()
         with self._wake:
             if self._is_draining:
                 raise EngineDrainingError("the service is shutting down and takes no new requests")
-            if self.num_waiting >= self._max_waiting_requests:
-                raise QueueFullError(
-                    f"{self.num_waiting} requests are waiting, as many as are allowed; try again later"
-                )
-            waiting_tokens = self._load.num_waiting_tokens + sum(added.num_tokens for added in self._added)
-            if waiting_tokens and waiting_tokens + request.num_tokens > self._max_waiting_tokens:
-                raise QueueFullError(
-                    f"{waiting_tokens} tokens are waiting, {self._max_waiting_tokens} are allowed; try again later"
-                )
-            request.timeline.arrived_s = time.monotonic()
-            stream = RequestStream(request, self._request_cancel)
-            self._streams[request] = stream
-            self._added.append(request)
+            self._check_room(requests)
+            streams = [RequestStream(request, self._request_cancel) for request in requests]
+            for request, stream in zip(requests, streams, strict=True):
+                request.timeline.arrived_s = time.monotonic()
+                self._streams[request] = stream
+                self._added.append(request)
             self._wake.notify()
-        return stream
+        return streams
+
+    def _check_room(self, requests: Sequence[Request]) -> None:
+        """Refuse what the queue has no room for. Under the lock.
+
+        Raises:
+            QueueFullError: too many requests or tokens wait.
+        """
+        if self.num_waiting + len(requests) > self._max_waiting_requests:
+            raise QueueFullError(
+                f"{self.num_waiting} requests are waiting, {self._max_waiting_requests} are allowed; try again later"
+            )
+        waiting_tokens = self._load.num_waiting_tokens + sum(added.num_tokens for added in self._added)
+        new_tokens = sum(request.num_tokens for request in requests)
+        if waiting_tokens and waiting_tokens + new_tokens > self._max_waiting_tokens:
+            raise QueueFullError(
+                f"{waiting_tokens} tokens are waiting, {self._max_waiting_tokens} are allowed; try again later"
+            )
 
     def _request_cancel(self, request: Request) -> None:
         with self._wake:

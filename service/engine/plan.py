@@ -8,7 +8,7 @@ from service.engine.request import Request
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Prompt tokens [start, start + num_tokens) of one request."""
+    """Tokens [start, start + num_tokens) of one request: of its prompt, or of a verified draft that is replayed."""
 
     request: Request
     start: int
@@ -16,7 +16,7 @@ class PrefillChunk:
 
     @property
     def end(self) -> int:
-        """Prompt tokens computed once the chunk has run."""
+        """Tokens computed once the chunk has run."""
         return self.start + self.num_tokens
 
     @property
@@ -26,29 +26,42 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """One step: requests that lose their row, requests that get one, one-token decodes, prompt chunks.
+class Verification:
+    """A request's last token and the draft behind it, computed at once to see how much of the draft the model keeps."""
 
-    num_cached: for each admitted request, how many of its first tokens come from the prefix cache.
+    request: Request
+    draft: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step: requests that lose their row, requests that get one, and what is computed for those that hold one.
+
+    decode: one token each, all together. verify: a draft each. prefill: chunks. first: the prompt was copied whole from
+    another request with its logits, so the first token is chosen without computing. num_cached: for each admitted
+    request, how many of its first tokens need no computing.
     """
 
     preempt: tuple[Request, ...] = ()
     admit: tuple[Request, ...] = ()
     decode: tuple[Request, ...] = ()
+    verify: tuple[Verification, ...] = ()
     prefill: tuple[PrefillChunk, ...] = ()
+    first: tuple[Request, ...] = ()
     num_cached: Mapping[Request, int] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to compute."""
-        return not self.decode and not self.prefill
+        """Whether there is nothing to compute or choose."""
+        return not (self.decode or self.verify or self.prefill or self.first)
 
     @property
     def num_prefill_tokens(self) -> int:
-        """Prompt tokens of all chunks."""
+        """Tokens of all chunks."""
         return sum(chunk.num_tokens for chunk in self.prefill)
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Every request that the step computes something for."""
-        return (*self.decode, *(chunk.request for chunk in self.prefill))
+        """Every request that the step computes or chooses something for."""
+        verified = (part.request for part in self.verify)
+        return (*self.decode, *verified, *(chunk.request for chunk in self.prefill), *self.first)

@@ -23,10 +23,11 @@ result differs in the last bits, and an answer must not depend on how its prompt
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from service.engine.plan import PrefillChunk, StepPlan
+from service.engine.plan import PrefillChunk, StepPlan, Verification
 from service.engine.request import Request
 
 MIN_CHUNK_TOKENS = 2
+LOGPROB_CHUNK_TOKENS = 256  # of a prompt whose log-probabilities are wanted: 50 MB of logits for the default model
 MIN_CHUNK_BUDGET_TOKENS = 8  # half of it is enough to cut any prompt into chunks of at least two
 
 
@@ -85,11 +86,21 @@ class Scheduler:
         preempt = self._preempt(running, capacity)
         kept = [request for request in running if request not in preempt]
         admit = () if preempt else self._admit(waiting, kept, capacity, now_s)
-        decode = tuple(request for request in kept if not request.is_prefilling)
-        prompts = [request for request in kept if request.is_prefilling]
-        starts = [(request, request.num_computed) for request in prompts]
-        starts += [(request, num_cached(request)) for request in admit]
-        return StepPlan(preempt, admit, decode, self._chunks(starts), dict(starts[len(prompts) :]))
+        cached = {request: num_cached(request) for request in admit}
+        starts = [(request, request.num_computed) for request in kept if request.is_prefilling]
+        starts += [(request, start) for request, start in cached.items() if start < request.chunk_end(start)]
+        copied = [request for request, start in cached.items() if start == request.num_tokens]
+        ready = [request for request in kept if not request.is_prefilling and not request.awaits_first_token]
+        drafts = {request: draft for request in ready if (draft := request.draft)}
+        return StepPlan(
+            preempt=preempt,
+            admit=admit,
+            decode=tuple(request for request in ready if request not in drafts),
+            verify=tuple(Verification(request, draft) for request, draft in drafts.items()),
+            prefill=self._chunks(starts),
+            first=(*(request for request in kept if request.awaits_first_token), *copied),
+            num_cached=cached,
+        )
 
     def order(self, waiting: Iterable[Request], now_s: float) -> list[Request]:
         """Waiting requests, the next to be admitted first."""
@@ -104,10 +115,17 @@ class Scheduler:
     def _admit(
         self, waiting: Iterable[Request], running: Sequence[Request], capacity: Capacity, now_s: float
     ) -> tuple[Request, ...]:
-        """The first requests, in order, that fit; the first that does not fit makes those behind it wait too."""
+        """The first requests, in order, that fit; the first that does not fit makes those behind it wait too.
+
+        One that shares its prompt with a request that is computing it waits for that, and nobody waits behind it.
+        """
         held = sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
         admitted: list[Request] = []
-        for request in self.order(waiting, now_s)[: capacity.num_free_rows]:
+        for request in self.order(waiting, now_s):
+            if len(admitted) == capacity.num_free_rows:
+                break
+            if _is_being_computed(request, admitted):
+                continue
             needed = capacity.pages(request.num_tokens) + self._reserve(request)
             is_alone = not running and not admitted  # its reserve may exceed the budget, itself it does not
             if held + needed > capacity.budget_tokens and not is_alone:
@@ -141,17 +159,21 @@ class Scheduler:
         if not starts:
             return ()
         (oldest, start), *others = starts
-        remaining = oldest.num_prompt_tokens - start
-        kept = chunk_size(remaining, self.prefill_chunk_tokens // 2)
+        remaining = _remaining(oldest, start)
+        kept = chunk_size(remaining, self._within(oldest, self.prefill_chunk_tokens // 2))
         budget = self.prefill_chunk_tokens - kept
         chunks: list[PrefillChunk] = []
-        for request, other_start in sorted(others, key=lambda item: item[0].num_prompt_tokens - item[1]):
-            num_tokens = chunk_size(request.num_prompt_tokens - other_start, budget)
+        for request, other_start in sorted(others, key=lambda item: _remaining(*item)):
+            num_tokens = chunk_size(_remaining(request, other_start), self._within(request, budget))
             if num_tokens == 0:
                 break
             chunks.append(PrefillChunk(request, other_start, num_tokens))
             budget -= num_tokens
-        return (PrefillChunk(oldest, start, chunk_size(remaining, kept + budget)), *chunks)
+        return (PrefillChunk(oldest, start, chunk_size(remaining, self._within(oldest, kept + budget))), *chunks)
+
+    def _within(self, request: Request, budget: int) -> int:
+        """The budget of one request's chunk: logits of a whole chunk take memory, so that one is bounded."""
+        return budget if request.prompt_logprobs is None else min(budget, LOGPROB_CHUNK_TOKENS)
 
 
 def chunk_size(remaining: int, budget: int) -> int:
@@ -166,5 +188,18 @@ def chunk_size(remaining: int, budget: int) -> int:
 
 
 def _next_tokens(request: Request) -> int:
-    """Tokens that the request's row holds once its next step has run; a prompt is counted whole from the start."""
-    return max(request.num_prompt_tokens, request.num_computed + 1)
+    """Tokens that the request's row may hold once its next step has run; a prompt is counted whole from the start."""
+    return max(request.num_prompt_tokens, request.num_computed + 1 + len(request.draft))
+
+
+def _remaining(request: Request, start: int) -> int:
+    """Tokens from `start` to the end of what is computed in chunks."""
+    return request.chunk_end(start) - start
+
+
+def _is_being_computed(request: Request, admitted: Sequence[Request]) -> bool:
+    """Whether another request computes the same prompt now, or will in this step, so that it can be copied soon."""
+    shared = request.shared_prompt
+    if shared is None or request.lacks_prompt_logprobs:
+        return False
+    return shared.is_being_computed or any(member in admitted for member in shared.members)

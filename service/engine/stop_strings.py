@@ -7,26 +7,31 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Feeds text through; what comes out never contains a stop string nor the start of one that then completes."""
+    """Feeds text through; what comes out never contains a stop string nor the start of one that then completes.
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    With `is_included` it does end with the stop string that was met.
+    """
+
+    def __init__(self, strings: Sequence[str], *, is_included: bool = False) -> None:
         """strings: none of them empty."""
         self._strings = tuple(strings)
+        self._is_included = is_included
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Add text; return what may be shown and whether a stop string was met (the earliest one ends the text)."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Add text; return what may be shown and the stop string that was met (the earliest one ends the text)."""
         if not self._strings:
-            return text, False
+            return text, None
         self._held += text
-        found = [position for string in self._strings if (position := self._held.find(string)) >= 0]
+        found = [(position, string) for string in self._strings if (position := self._held.find(string)) >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
+            position, string = min(found)
+            shown, self._held = self._held[:position], ""
+            return shown + string if self._is_included else shown, string
         keep = self._longest_start()
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
+        return shown, None
 
     def flush(self) -> str:
         """What is still held when the answer ends without a stop string."""

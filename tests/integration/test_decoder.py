@@ -18,6 +18,7 @@ from model.decoder import Decoder, DecoderError
 from model.tokenizer import Tokenizer
 from tests.support.decoding import Ids, Logits, continue_greedily, new_decoder, prefill_in_chunks, random_ids
 from tests.support.errors import one_line
+from tests.support.kernels import NumpyKernels
 
 PROMPT = random_ids(61)
 LENGTHS = (5, 61, 2, 33)
@@ -249,3 +250,34 @@ def test_default_model_answers_the_same_in_chunks_and_in_a_batch(int8_bundle: Bu
             np.testing.assert_array_equal(prefill_in_chunks(decoder, 1, prompt, sizes), expected[0])
     for found, expected in zip(decode_together(decoder, prompts, 8), alone, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("length", [2, 8, 31, 256])
+def test_logits_of_one_position_are_the_same_among_those_of_all(
+    request: pytest.FixtureRequest, precision: str, length: int
+) -> None:
+    """So asking for log-probabilities of a prompt, or verifying a draft, changes no choice."""
+    bundle: Bundle = request.getfixturevalue(f"{precision}_bundle")
+    decoder = new_decoder(bundle)
+    ids = random_ids(length, vocab_size=bundle.config.vocab_size)
+    last = decoder.prefill(0, ids, 0)[0].copy()
+    every = decoder.prefill(0, ids, 0, np.arange(length))
+    np.testing.assert_array_equal(every[-1], last)
+
+
+def test_the_samplers_kernels_are_what_they_say_and_the_same_in_every_batch(tiny_bundle: Bundle) -> None:
+    """Against numpy; each row's sum bit for bit as if it were alone."""
+    decoder, random = new_decoder(tiny_bundle), np.random.default_rng(3)
+    for num_rows in (1, 2, 5, 16):
+        logits = random.normal(0, 4, (num_rows, 49152)).astype(np.float32)
+        logits[0, :100] = -np.inf
+        largest, inverse = logits.max(-1), random.uniform(0.5, 1e6, num_rows).astype(np.float32)
+        sums = decoder.weight_sums(logits, largest, inverse)
+        np.testing.assert_allclose(sums, NumpyKernels().weight_sums(logits, largest, inverse), rtol=1e-5)
+        for index in range(num_rows):
+            row = slice(index, index + 1)
+            assert decoder.weight_sums(logits[row], largest[row], inverse[row])[0] == sums[index]
+        for ours, numpys in zip(decoder.top_k(logits, 50), NumpyKernels().top_k(logits, 50), strict=True):
+            np.testing.assert_array_equal(ours, numpys)

@@ -1,6 +1,7 @@
 """Batch invariance on the real model: an answer does not depend on what else happens in the engine."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ import pytest
 from model.bundle import Bundle
 from model.decoder import Decoder
 from model.kv_cache import KVCache
+from model.sampler import TokenLogprobs
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.bench.quality import default_text
 from service.engine.engine import Engine
 from service.engine.invariants import violations
-from service.engine.request import FinishReason, Request, StopConditions
+from service.engine.request import FinishReason, Request, SharedPrompt, StopConditions
 from service.engine.scheduler import Scheduler
+from service.engine.speculation import PromptLookup
 from tests.support.requests import TOKENIZER
 
 NUM_ROWS = 8
@@ -30,7 +33,8 @@ class Case:
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
-    answers: list[list[int]] = field(default_factory=list)
+    speculates: bool = False
+    prompt_logprobs: int | None = None
 
 
 def make_cases(bundle: Bundle, count: int, longest: int) -> list[Case]:
@@ -50,7 +54,10 @@ def make_cases(bundle: Bundle, count: int, longest: int) -> list[Case]:
             SamplingParams(temperature=1.5, seed=index, min_p=0.001, frequency_penalty=0.5, logit_bias={5: 1.0}),
             SamplingParams(temperature=0.0, repetition_penalty=1.3),
         ][(index // 4) % 4]
-        cases.append(Case(tuple(prompt), sampling))
+        if index % 8 == 5:  # text that repeats itself, so that there is something to look up
+            prompt = (prompt[: length // 3 + 1] * 3)[:length]
+        logprobs = 1 if index % 16 == 2 and length < 600 else None
+        cases.append(Case(tuple(prompt), sampling, speculates=index % 4 == 1, prompt_logprobs=logprobs))
     return cases
 
 
@@ -60,13 +67,26 @@ def make_engine(bundle: Bundle, num_rows: int, chunk_tokens: int, **options: int
     return Engine(decoder, Scheduler(chunk_tokens, reserve_tokens=0), **options)  # type: ignore[arg-type]  # the clock is not among them
 
 
-def make_request(case: Case, name: str, priority: int = 0) -> Request:
+def make_request(case: Case, name: str, **fields: Any) -> Request:
     """A case as a fresh request. Only its ids are looked at, so any detokenizer will do."""
-    stop = StopConditions(ANSWER_TOKENS)
-    return Request(name, case.prompt_ids, case.sampling, stop, TOKENIZER.incremental(), priority=priority)
+    return Request(
+        name,
+        case.prompt_ids,
+        case.sampling,
+        StopConditions(ANSWER_TOKENS),
+        TOKENIZER.incremental(),
+        prompt_logprobs=case.prompt_logprobs,
+        speculation=PromptLookup() if case.speculates else None,
+        **fields,
+    )
 
 
-def answers_alone(bundle: Bundle, cases: list[Case]) -> list[list[int]]:
+def answer_of(request: Request) -> tuple[list[int], list[TokenLogprobs]]:
+    """What must not depend on company: the tokens, and what was reported of the prompt."""
+    return list(request.generated_ids), list(request.prompt_token_logprobs)
+
+
+def answers_alone(bundle: Bundle, cases: list[Case]) -> list[tuple[list[int], list[TokenLogprobs]]]:
     """Each case by itself: one row, its prompt in one piece where it fits, nothing shared."""
     engine = make_engine(bundle, 1, CONTEXT_TOKENS)
     answers = []
@@ -75,16 +95,19 @@ def answers_alone(bundle: Bundle, cases: list[Case]) -> list[list[int]]:
         engine.add(request)
         while not request.is_finished:
             engine.step()
-        answers.append(list(request.generated_ids))
+        answers.append(answer_of(request))
     return answers
 
 
-def answers_in_company(bundle: Bundle, cases: list[Case], chunk_tokens: int) -> tuple[list[list[int]], dict[str, int]]:
+def answers_in_company(
+    bundle: Bundle, cases: list[Case], chunk_tokens: int
+) -> tuple[list[tuple[list[int], list[TokenLogprobs]]], dict[str, int]]:
     """All cases arriving at random among requests that are cancelled, with little memory and shared prefixes."""
     random = np.random.default_rng(chunk_tokens)
     budget_tokens = CONTEXT_TOKENS + 64
     engine = make_engine(bundle, NUM_ROWS, chunk_tokens, kv_budget_tokens=budget_tokens, prefix_cache_bytes=100 << 20)
-    requests = [make_request(case, f"r{i}", int(random.integers(-1, 2))) for i, case in enumerate(cases)]
+    requests = [make_request(case, f"r{i}", priority=int(random.integers(-1, 2))) for i, case in enumerate(cases)]
+    drafted = 0
     noise: list[Request] = []
     arriving = [requests[i] for i in random.permutation(len(requests))]
     while arriving or engine.has_work:
@@ -92,19 +115,26 @@ def answers_in_company(bundle: Bundle, cases: list[Case], chunk_tokens: int) -> 
             if arriving:
                 engine.add(arriving.pop())
         if random.random() < 0.25 and arriving:
+            shared = SharedPrompt()
             case = cases[int(random.integers(len(cases)))]
-            noise.append(make_request(case, f"noise-{len(noise)}"))
-            engine.add(noise[-1])
+            for _ in range(2):
+                noise.append(make_request(case, f"noise-{len(noise)}", shared_prompt=shared))
+                engine.add(noise[-1])
         if noise and random.random() < 0.3:
             engine.abort(noise[-1])
-        engine.step()
+        drafted += engine.step().num_drafted_tokens
         assert violations(engine, engine._kv_cache) == []
+    survivors = [request for request in noise if request.finish_reason is FinishReason.LENGTH]
+    by_case = {case.prompt_ids: request for case, request in zip(cases, requests, strict=True)}
+    assert all(answer_of(one) == answer_of(by_case[one.prompt_ids]) for one in survivors)
     counts = {
+        "drafted tokens": drafted,
+        "answers from a shared prompt": len(survivors),
         "preemptions": sum(request.num_preemptions for request in [*requests, *noise]),
         "cached tokens": sum(request.num_cached_tokens for request in requests),
         "cancelled": sum(request.finish_reason is FinishReason.CANCELLED for request in noise),
     }
-    return [list(request.generated_ids) for request in requests], counts
+    return [answer_of(request) for request in requests], counts
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ pure function of the ids it reads back. A row that is lost, mixed up, moved wron
 
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from tests.support.kernels import NumpyKernels
 
 VOCAB_SIZE = 257
 END_ID = 256
@@ -38,15 +39,22 @@ def next_token(token_ids: Sequence[int]) -> int:
     return zlib.crc32(np.asarray(token_ids, np.int64).tobytes()) % END_ID
 
 
-def expected_tokens(prompt_ids: Sequence[int], count: int) -> list[int]:
+def repeating_token(token_ids: Sequence[int]) -> int:
+    """A token that mostly continues what stood five tokens before, as an answer that quotes its prompt does."""
+    return token_ids[-5] if len(token_ids) >= 5 and next_token(token_ids) % 8 else next_token(token_ids)
+
+
+def expected_tokens(
+    prompt_ids: Sequence[int], count: int, follow: Callable[[Sequence[int]], int] = next_token
+) -> list[int]:
     """What a greedy request must generate."""
     ids = list(prompt_ids)
     for _ in range(count):
-        ids.append(next_token(ids))
+        ids.append(follow(ids))
     return ids[len(prompt_ids) :]
 
 
-class FakeDecoder:
+class FakeDecoder(NumpyKernels):
     """Stands in for model.decoder.Decoder; counts calls and fails on demand."""
 
     def __init__(self, num_rows: int = 4, capacity_tokens: int = 512) -> None:
@@ -58,13 +66,17 @@ class FakeDecoder:
         self.always_fails = False
         self.fail_at_call: int | None = None
         self.failure: Exception = RuntimeError("injected failure")
+        self.next_token: Callable[[Sequence[int]], int] = next_token
 
-    def prefill(self, row: int, token_ids: npt.NDArray[np.int64], num_past: int) -> npt.NDArray[np.float32]:
-        """Write a chunk, answer for its last token."""
+    def prefill(
+        self, row: int, token_ids: npt.NDArray[np.int64], num_past: int, positions: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Write a chunk, answer for the positions asked for, or for its last token."""
         self._count()
         self.chunks.append(len(token_ids))
         self._keys[row, 0, num_past : num_past + len(token_ids), 0] = token_ids
-        return self._logits(row, num_past + len(token_ids))[None]
+        wanted = [len(token_ids) - 1] if positions is None else positions
+        return np.stack([self._logits(row, num_past + int(position) + 1) for position in wanted])
 
     def decode(self, token_ids: npt.NDArray[np.int64], past_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Write one token of every row up to the last, also of those that take no part."""
@@ -74,20 +86,13 @@ class FakeDecoder:
             self._keys[row, 0, past, 0] = token_id
         return np.stack([self._logits(row, int(past) + 1) for row, past in enumerate(past_tokens)])
 
-    def top_k(
-        self, logits: npt.NDArray[np.float32], count: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The largest logits, falling, ties by id."""
-        ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
-        return np.take_along_axis(logits, ids, axis=-1), ids.astype(np.int64)
-
     @property
     def _keys(self) -> npt.NDArray[np.float32]:
         return self.kv_cache._arrays[0]
 
     def _logits(self, row: int, num_tokens: int) -> npt.NDArray[np.float32]:
         logits = np.zeros(VOCAB_SIZE, np.float32)
-        logits[next_token(self._keys[row, 0, :num_tokens, 0].astype(np.int64).tolist())] = 1.0
+        logits[self.next_token(self._keys[row, 0, :num_tokens, 0].astype(np.int64).tolist())] = 1.0
         return logits
 
     def _count(self) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
@@ -19,21 +20,16 @@ def make_request(
     *,
     stop: Sequence[str] = (),
     stop_ids: Sequence[int] = (),
+    eos_ids: Sequence[int] = (),
+    includes_stop: bool = False,
     sampling: SamplingParams = GREEDY,
-    priority: int = 0,
-    deadline_s: float | None = None,
     arrived_s: float = 0.0,
+    **fields: Any,
 ) -> Request:
-    """A greedy request over the byte-level tokenizer."""
-    conditions = StopConditions(max_tokens, tuple(stop), frozenset(stop_ids))
-    request = Request(
-        f"r{next(_names)}",
-        tuple(prompt_ids),
-        sampling,
-        conditions,
-        TOKENIZER.incremental(),
-        priority=priority,
-        deadline_s=deadline_s,
+    """A greedy request over the byte-level tokenizer. fields: of `Request`, as they are."""
+    conditions = StopConditions(
+        max_tokens, tuple(stop), frozenset(stop_ids), frozenset(eos_ids), is_included=includes_stop
     )
+    request = Request(f"r{next(_names)}", tuple(prompt_ids), sampling, conditions, TOKENIZER.incremental(), **fields)
     request.timeline.arrived_s = arrived_s
     return request

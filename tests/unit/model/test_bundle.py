@@ -23,7 +23,7 @@ from model.bundle import (
 from tests.support.errors import one_line
 from tests.support.tiny_checkpoint import CHAT_TEMPLATE, tiny_tokenizer_json
 
-FILES = ("model.onnx", "model.onnx.data", "top_k.onnx", "tokenizer.json", "chat_template.jinja")
+FILES = ("model.onnx", "model.onnx.data", "top_k.onnx", "weight_sums.onnx", "tokenizer.json", "chat_template.jinja")
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def test_no_bundle_says_how_to_make_one(tmp_path: Path, kind: str) -> None:
     one_line(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 1, "2", None, [2]])
 def test_other_format_version_is_refused(bundle_copy: Path, version: Any) -> None:
     """Both versions are named."""
     edit_manifest(bundle_copy, lambda values: values.update(format_version=version))
-    with pytest.raises(BundleError, match="this release reads version 1; export the bundle again") as caught:
+    with pytest.raises(BundleError, match="this release reads version 2; export the bundle again") as caught:
         open_bundle(bundle_copy)
     assert repr(version) in one_line(caught.value)
 

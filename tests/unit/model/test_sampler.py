@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model import sampler
 from model.sampler import Sampler, SamplingRow
 from model.sampling import RowState, SamplingParams
+from tests.support.kernels import NumpyKernels
 
 Logits = npt.NDArray[np.float32]
 LOGITS = np.array([1.5, -0.5, 0.0, 2.0, -3.0], np.float32)
@@ -19,15 +20,11 @@ LOGITS = np.array([1.5, -0.5, 0.0, 2.0, -3.0], np.float32)
 CHI_SQUARE_LIMIT = 33.4
 
 
-def top_k(logits: Logits, count: int) -> tuple[Logits, npt.NDArray[np.int64]]:
-    """What the decoder's graph gives: the largest logits, falling, ties by id."""
-    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count].astype(np.int64)
-    return np.take_along_axis(logits, ids, axis=-1), ids
-
-
 def sample(logits: Logits, params: SamplingParams, position: int) -> int:
     """One row sampled alone."""
-    return Sampler(top_k).sample(logits[None], {0: SamplingRow(params, RowState((), []), position)})[0].token_id
+    return (
+        Sampler(NumpyKernels()).sample(logits[None], {0: SamplingRow(params, RowState((), []), position)})[0].token_id
+    )
 
 
 def softmax(logits: Logits, temperature: float) -> npt.NDArray[np.float64]:
@@ -127,7 +124,7 @@ def test_small_and_full_candidate_search_choose_the_same_token(
     logits = np.random.default_rng(logits_seed).normal(0, scale, 2_000).round(decimals).astype(np.float32)
     params = SamplingParams(temperature, top_p, seed=logits_seed)
     chosen = draw(logits, params, 5).tolist()
-    with mock.patch.object(sampler, "NUM_CANDIDATES", len(logits)):
+    with mock.patch.object(sampler, "CANDIDATE_SHARES", (0.0,)):
         assert draw(logits, params, 5).tolist() == chosen
     shares = softmax(logits, temperature)
     for token in chosen:  # what is more likely than a chosen token does not reach top_p without it
@@ -219,9 +216,9 @@ def test_a_row_gets_in_a_batch_what_it_gets_alone(temperatures: list[float], see
     """Greedy and sampled rows side by side, some rows of the batch unused."""
     logits = np.random.default_rng(seed).normal(0, 3, (len(temperatures) + 1, 700)).astype(np.float32)
     rows = {i + 1: row(SamplingParams(t, 0.9, seed, min_p=0.01)) for i, t in enumerate(temperatures)}
-    together = Sampler(top_k).sample(logits.copy(), rows)
+    together = Sampler(NumpyKernels()).sample(logits.copy(), rows)
     for index, one in rows.items():
-        assert together[index] == Sampler(top_k).sample(logits[index : index + 1].copy(), {0: one})[0]
+        assert together[index] == Sampler(NumpyKernels()).sample(logits[index : index + 1].copy(), {0: one})[0]
 
 
 def test_top_k_keeps_exactly_the_likeliest() -> None:
@@ -252,9 +249,9 @@ def test_min_p_drops_what_is_unlikely_beside_the_likeliest() -> None:
 def test_a_draw_beyond_the_candidates_is_made_over_the_whole_vocabulary(params: SamplingParams) -> None:
     """Flat logits, few candidates: the same tokens as with all of them at once."""
     logits = np.random.default_rng(0).normal(0, 0.3, 2_000).astype(np.float32)
-    with mock.patch.object(sampler, "NUM_CANDIDATES", 2_000):
+    with mock.patch.object(sampler, "CANDIDATE_SHARES", (0.0,)):
         whole = draw(logits, params, 200).tolist()
-    with mock.patch.object(sampler, "NUM_CANDIDATES", 8):
+    with mock.patch.object(sampler, "CANDIDATE_SHARES", (0.9, 0.5, 0.0)):
         assert draw(logits, params, 200).tolist() == whole
 
 
@@ -288,13 +285,13 @@ def test_bias_bans_and_allowances_decide_what_can_be_chosen() -> None:
     early = SamplingParams(**greedy, min_tokens=2, end_token_ids=(3,))
     for generated, expected in (([], 0), ([7], 0), ([7, 8], 3)):
         logits = LOGITS.copy()[None]
-        assert Sampler(top_k).sample(logits, {0: row(early, (), generated)})[0].token_id == expected
+        assert Sampler(NumpyKernels()).sample(logits, {0: row(early, (), generated)})[0].token_id == expected
 
 
 def test_logprobs_are_the_models_own_whatever_was_edited() -> None:
     """Before bias and temperature; the chosen token's and the likeliest alternatives'."""
     params = SamplingParams(temperature=0.0, logit_bias={4: 100.0}, logprobs=2)
-    result = Sampler(top_k).sample(LOGITS.copy()[None], {0: row(params)})[0]
+    result = Sampler(NumpyKernels()).sample(LOGITS.copy()[None], {0: row(params)})[0]
     expected = np.log(softmax(LOGITS, 1.0))
     assert result.token_id == 4
     assert result.logprobs is not None

@@ -1,50 +1,16 @@
 """The engine on a fake decoder whose tokens depend on what is really in the cache."""
 
-from collections.abc import Sequence
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.sampling import SamplingParams
 from service.engine.engine import COMPACT_MAX_TOKENS, MAX_RETRIES, Engine, RetryableError, StepOutcome
 from service.engine.invariants import violations
-from service.engine.request import FinishReason, InvalidRequestError, Request, StopConditions, TokenEvent, check_request
+from service.engine.request import FinishReason, Request, TokenEvent
 from service.engine.scheduler import Scheduler
+from tests.support.engines import Clock, make_engine, run, text_of
 from tests.support.fake_decoder import FakeDecoder, expected_tokens
 from tests.support.requests import TOKENIZER, make_request
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def make_engine(
-    num_rows: int = 4, budget: int = 16, *, kv_budget_tokens: int | None = None, clock: Clock | None = None
-) -> tuple[Engine, FakeDecoder]:
-    """An engine over a fake decoder. budget: prompt tokens a step. kv_budget_tokens: what all rows may hold."""
-    decoder = FakeDecoder(num_rows)
-    engine = Engine(decoder, Scheduler(budget), kv_budget_tokens=kv_budget_tokens, clock=clock or Clock())
-    return engine, decoder
-
-
-def run(engine: Engine, decoder: FakeDecoder) -> list[TokenEvent]:
-    """Step until idle, checking every invariant after every step."""
-    events: list[TokenEvent] = []
-    while engine.has_work:
-        events += engine.step().events
-        assert violations(engine, decoder.kv_cache) == []
-    return events
-
-
-def text_of(events: Sequence[TokenEvent], request: Request) -> str:
-    """What a client would have read."""
-    return "".join(event.text for event in events if event.request is request)
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=12), st.integers(8, 40))
@@ -323,6 +289,36 @@ def test_an_end_token_ends_with_stop_and_is_not_text() -> None:
     assert text_of(events, request) == TOKENIZER.decode(first[:2])
 
 
+def test_the_models_end_and_the_requests_own_are_told_apart() -> None:
+    """A stop token of the request is named as the reason and can be part of the text; the model's end is neither."""
+    first = expected_tokens([1, 2], 3)
+    for stop_ids, eos_ids, included, reason, text in (
+        ([first[2]], [], False, first[2], first[:2]),
+        ([first[2]], [], True, first[2], first),
+        ([], [first[2]], True, None, first[:2]),
+    ):
+        engine, decoder = make_engine()
+        request = make_request([1, 2], 10, stop_ids=stop_ids, eos_ids=eos_ids, includes_stop=included)
+        engine.add(request)
+        events = run(engine, decoder)
+        assert (events[-1].finish_reason, events[-1].stop_reason) == (FinishReason.STOP, reason)
+        assert text_of(events, request) == TOKENIZER.decode(text)
+
+
+def test_stop_strings_do_not_count_before_min_tokens() -> None:
+    """The same string ends the answer later, or not at all."""
+    pairs = ([i, j] for i in range(200) for j in range(200))
+    prompt = next(pair for pair in pairs if all(32 < token < 90 for token in expected_tokens(pair, 6)))
+    text = TOKENIZER.decode(expected_tokens(prompt, 6))
+    engine, decoder = make_engine()
+    sampling = SamplingParams(temperature=0.0, min_tokens=4)
+    request = make_request(prompt, 6, stop=[text[1], text[4:6]], sampling=sampling)
+    engine.add(request)
+    events = run(engine, decoder)
+    assert text_of(events, request) == text[:4]
+    assert events[-1].stop_reason == text[4:6]
+
+
 def test_a_stop_string_across_tokens_ends_the_text_before_it() -> None:
     """The string is found although each token brings one byte of it."""
     prompt = next([i, i + 1] for i in range(200) if all(32 < t < 90 for t in expected_tokens([i, i + 1], 4)))
@@ -352,23 +348,3 @@ def test_text_of_the_events_is_the_text_of_the_tokens() -> None:
     request = make_request([200, 201], 40)
     engine.add(request)
     assert text_of(run(engine, decoder), request) == TOKENIZER.decode(request.generated_ids)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "max_tokens", "message", "param"),
-    [
-        ([], 1, "the prompt is empty", "prompt"),
-        ([257], 1, "token id 257 is out of range; ids are from 0 to 256", "prompt"),
-        ([-1], 1, "token id -1 is out of range", "prompt"),
-        ([1] * 512, 1, "the prompt has 512 tokens; this model's context holds 512", "prompt"),
-        ([1] * 10, 0, "max_tokens is 0; after a prompt of 10 tokens it must be from 1 to 502", "max_tokens"),
-        ([1] * 10, 503, "max_tokens is 503", "max_tokens"),
-    ],
-)
-def test_what_could_never_finish_is_refused_with_its_field(
-    prompt: list[int], max_tokens: int, message: str, param: str
-) -> None:
-    """Refused before the engine sees it; the message says what was given and what is allowed."""
-    with pytest.raises(InvalidRequestError, match=message) as caught:
-        check_request(prompt, StopConditions(max_tokens), vocab_size=257, context_tokens=512)
-    assert caught.value.param == param

@@ -1,12 +1,15 @@
 """The engine thread and its asyncio bridge, on a fake decoder."""
 
 import asyncio
+import gc
 import random
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 
+import psutil
 import pytest
 
 from service.engine.engine import FAILED_MESSAGE, Engine, RetryableError
@@ -24,6 +27,7 @@ from service.engine.scheduler import Scheduler
 from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.requests import make_request
 
+MEMORY_SLACK_BYTES = 16 << 20  # 8,000 requests that stayed would take about five times as much
 MAX_CALLS_PER_STEP = 17  # a decode, and a chunk for each of 16 rows
 
 
@@ -243,13 +247,17 @@ def test_load_is_zero_when_idle() -> None:
 
 
 def test_ten_thousand_requests_with_departures_and_failures_add_up() -> None:
-    """30 % leave early, 5 % of the decoder's calls fail for a moment: every request ends once, nothing is left."""
-    num_requests, ended = 10_000, Counter[str]()
+    """30 % leave early, 5 % of the decoder's calls fail for a moment: all end once, nothing is left, memory is flat."""
+    num_requests, ended, alive = 10_000, Counter[str](), weakref.WeakSet[Request]()
+    used_bytes: list[int] = []
     decoder = FlakyDecoder(num_rows=16, failure_share=0.05)
 
     async def one(loop: EngineLoop, index: int, gate: asyncio.Semaphore) -> bool:
         async with gate:
+            if index in (num_requests // 5, num_requests - 1):
+                used_bytes.append(psutil.Process().memory_info().rss)
             request = make_request([index % 256, index // 256 % 256], 3)
+            alive.add(request)
             events = loop.submit(request).events()
             async with aclosing(events):
                 if index % 10 < 3:
@@ -272,6 +280,9 @@ def test_ten_thousand_requests_with_departures_and_failures_add_up() -> None:
         assert loop.is_healthy
     assert decoder.kv_cache.rows_used() == []
     assert decoder.num_failures > 100
+    gc.collect()
+    assert len(alive) == 0
+    assert used_bytes[1] - used_bytes[0] < MEMORY_SLACK_BYTES
     assert ended["error"] == 0
     assert ended["length"] + ended["cancelled"] == num_requests
     assert ended["length"] >= num_requests * 7 // 10

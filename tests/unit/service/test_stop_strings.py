@@ -14,9 +14,9 @@ def feed(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:
     matcher = StopStrings(stops)
     shown = []
     for piece in pieces:
-        text, stopped = matcher.push(piece)
+        text, met = matcher.push(piece)
         shown.append(text)
-        if stopped:
+        if met is not None:
             return shown, True
     return [*shown, matcher.flush()], False
 
@@ -43,11 +43,17 @@ def test_nothing_shown_is_ever_taken_back(text: str, stops: list[str]) -> None:
 
 def test_without_stop_strings_text_passes_at_once() -> None:
     """Requests that use none pay nothing and wait for nothing."""
-    assert StopStrings(()).push("abc") == ("abc", False)
+    assert StopStrings(()).push("abc") == ("abc", None)
 
 
 def test_the_start_of_a_stop_string_is_held_until_it_is_decided() -> None:
     """`EN` may become `END`, so it waits; `ENX` shows it."""
     matcher = StopStrings(["END"])
-    assert matcher.push("text EN") == ("text ", False)
-    assert matcher.push("X") == ("ENX", False)
+    assert matcher.push("text EN") == ("text ", None)
+    assert matcher.push("X") == ("ENX", None)
+
+
+def test_a_stop_string_is_shown_only_where_it_is_wanted() -> None:
+    """The one that was met is named; with `is_included` the text ends with it."""
+    assert StopStrings(["b", "bc"]).push("abc") == ("a", "b")
+    assert StopStrings(["xx", "bc"], is_included=True).push("abcd") == ("abc", "bc")

@@ -5,11 +5,17 @@ never from requests; `minijinja` runs them with bounded fuel and without access 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import minijinja
 
+TOOLS_INSTRUCTION = (
+    "You may call functions to answer. To call one, write\n"
+    '<tool_call>\n{{"name": "FUNCTION", "arguments": {{…}}}}\n</tool_call>\n'
+    "Its result follows in <tool_response>. The functions, each with the JSON schema of its arguments:\n{tools}"
+)
 FUEL = 1_000_000  # template instructions; a 1,000-message conversation takes a few tens of thousands
 
 
@@ -27,6 +33,7 @@ class ChatTemplate:
             ChatTemplateError: the source is not a template.
         """
         self._special_tokens = dict(special_tokens)
+        self._knows_tools = re.search(r"\btools\b", source) is not None
         self._environment = minijinja.Environment(
             trim_blocks=True, lstrip_blocks=True, fuel=FUEL, pycompat=True, undefined_behavior="lenient"
         )
@@ -37,20 +44,39 @@ class ChatTemplate:
         except minijinja.TemplateError as error:
             raise ChatTemplateError(f"the chat template does not compile: {error.message}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
         """The prompt for a conversation.
 
-        messages: each with `role` and `content` text. add_generation_prompt: end with the opening of the answer.
+        messages: each with `role` and `content` text; an assistant's may have `tool_calls` of `{"name", "arguments"}`.
+        tools: each `{"name", "description", "parameters"}`. A template that knows nothing of tools gets them as text.
+        add_generation_prompt: end with the opening of the answer. continue_final_message: end inside the last message.
 
         Raises:
             ChatTemplateError: the template refuses the conversation, or it exceeds the template's fuel.
         """
+        spoken = [dict(message) for message in messages]
+        if not self._knows_tools:
+            spoken = _with_tools_as_text(spoken, tools)
+        rendered = self._render(spoken, tools, add_generation_prompt and not continue_final_message)
+        return _cut_behind(rendered, spoken[-1]["content"]) if continue_final_message else rendered
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> str:
         try:
             values = {
                 **self._special_tokens,
-                "messages": [dict(message) for message in messages],
+                "messages": [_with_nested_calls(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
-                "tools": None,  # as transformers does: templates ask whether it is none
+                # none where there are none, as transformers does: templates ask
+                "tools": [{"type": "function", "function": dict(tool)} for tool in tools] or None,
                 "documents": None,
             }
             return self._environment.render_template("chat", **values)
@@ -58,6 +84,56 @@ class ChatTemplate:
             message = error.message if isinstance(error, minijinja.TemplateError) else str(error)
             line = " ".join(message.split())
             raise ChatTemplateError(f"the model's chat template refuses these messages: {line}") from error
+
+
+def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """How a call reads in the model's text."""
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+def _with_tools_as_text(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools described in the system message; calls and results as text in roles that every template knows."""
+    plain = [_as_plain_message(message) for message in messages]
+    if not tools:
+        return plain
+    listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
+    instruction = TOOLS_INSTRUCTION.format(tools=listed)
+    if plain[0]["role"] == "system":
+        return [{"role": "system", "content": f"{plain[0]['content']}\n\n{instruction}"}, *plain[1:]]
+    return [{"role": "system", "content": instruction}, *plain]
+
+
+def _as_plain_message(message: dict[str, Any]) -> dict[str, Any]:
+    content, calls = message["content"], message.get("tool_calls") or ()
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    lines = [content] if content else []
+    lines += [tool_call_text(call["name"], call["arguments"]) for call in calls]
+    return {"role": message["role"], "content": "\n".join(lines)}
+
+
+def _with_nested_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """Calls in the shape that Hugging Face templates read."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [{"type": "function", "function": dict(call)} for call in calls]}
+
+
+def _cut_behind(rendered: str, content: str) -> str:
+    """The rendered conversation up to the end of its last message's content.
+
+    Raises:
+        ChatTemplateError: the last message has no text to continue, or the template changed it.
+    """
+    text = content.strip()
+    at = rendered.rfind(text) if text else -1
+    if at < 0:
+        raise ChatTemplateError(
+            "continue_final_message needs a last message with text, which the template keeps as it is"
+        )
+    return rendered[:at] + text
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

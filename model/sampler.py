@@ -44,10 +44,11 @@ class LogitsKernels(Protocol):
 class TokenLogprobs:
     """Log-probability of a token under the model's own distribution (before penalties, temperature and truncation).
 
-    top: the likeliest alternatives with theirs, likeliest first.
+    rank: 1 for the likeliest. top: the likeliest alternatives with theirs, likeliest first.
     """
 
     logprob: float
+    rank: int
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -86,7 +87,7 @@ class Sampler:
             if row.params.logprobs is not None
         }
         for index, row in rows.items():
-            if row.params.edits_logits:
+            if row.params.edits_logits or row.state.constraint is not None:
                 row.state.edit(logits[index], row.params)
         likeliest_ids = logits.argmax(axis=-1)
         chosen = {index: int(likeliest_ids[index]) for index in rows}
@@ -134,7 +135,9 @@ class _LogprobReport:
         return cls(logits if keeps else logits.copy(), normaliser, alternatives)
 
     def of_token(self, token_id: int) -> TokenLogprobs:
-        return TokenLogprobs(float(self.logits[token_id]) - self.normaliser, self.top)
+        logit = self.logits[token_id]
+        rank = 1 + int(np.count_nonzero(self.logits > logit))
+        return TokenLogprobs(float(logit) - self.normaliser, rank, self.top)
 
 
 def _draw_one(logits: Logits, largest: np.float32, total: float, row: SamplingRow) -> int:

@@ -5,6 +5,7 @@ Separate from the sampler, which works on whole batches; this is about one reque
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,23 @@ MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20
 MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
+
+
+class TokenConstraint(Protocol):
+    """What an answer must look like, token by token; `model.constraint.Constraint` is one."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """Set what may not come next to -inf, in place. logits: [V]. Changes no state of its own."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take in the token that was chosen."""
+        ...
 
 
 class InvalidSamplingError(ValueError):
@@ -40,7 +58,8 @@ class SamplingParams:
     repetition_penalty: divides the (positive) logits of tokens seen in prompt or answer, (0, 2] (Keskar et al. 2019).
     presence_penalty, frequency_penalty: subtracted once, or per occurrence, from tokens of the answer, [-2, 2].
     logit_bias: added to these tokens' logits, [-100, 100]. allowed_token_ids: nothing else is chosen, if given.
-    banned_token_ids: never chosen. min_tokens: until then none of `end_token_ids` is chosen. seed: 64 bits.
+    banned_token_ids: never chosen. banned_sequences: their last token is not chosen behind the others. min_tokens:
+    until then none of `end_token_ids` is chosen. seed: 64 bits.
     logprobs: number of alternatives to report, 0 to 20; None reports none and costs nothing.
 
     Raises:
@@ -58,6 +77,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] | None = None
     banned_token_ids: tuple[int, ...] = ()
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
     min_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
@@ -100,6 +120,7 @@ class SamplingParams:
             or self.logit_bias
             or self.allowed_token_ids is not None
             or self.banned_token_ids
+            or self.banned_sequences
             or self.min_tokens
         )
 
@@ -113,10 +134,17 @@ class SamplingParams:
 
 
 class RowState:
-    """The tokens of one request, counted for its penalties. Cheap to make: nothing is counted until it is needed."""
+    """The tokens of one request, counted for its penalties, and its constraint. Nothing is counted until it is needed.
 
-    def __init__(self, prompt_ids: Sequence[int], generated_ids: Sequence[int]) -> None:
+    failure: why the constraint could not be applied, once that has happened; the request must end.
+    """
+
+    def __init__(
+        self, prompt_ids: Sequence[int], generated_ids: Sequence[int], constraint: TokenConstraint | None = None
+    ) -> None:
         """generated_ids: the request's own growing list; it is read, never changed."""
+        self.constraint = constraint
+        self.failure: str | None = None
         self._prompt_ids = prompt_ids
         self._generated_ids = generated_ids
         self._counts: dict[int, int] = {}
@@ -124,7 +152,26 @@ class RowState:
         self._seen: npt.NDArray[np.int64] | None = None
 
     def edit(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
-        """Apply penalties, bias and bans to one row of logits [V], in place."""
+        """Apply penalties, bias, bans and the constraint to one row of logits [V], in place.
+
+        The constraint has the last word: where the others leave nothing that it allows, they are dropped.
+        """
+        unedited = logits.copy() if self.constraint is not None and params.edits_logits else None
+        self._edit(logits, params)
+        self._constrain(logits)
+        if unedited is not None and np.isneginf(logits.max()):
+            logits[:] = unedited
+            self._constrain(logits)
+
+    def _constrain(self, logits: npt.NDArray[np.float32]) -> None:
+        if self.constraint is None or self.failure is not None:
+            return
+        try:
+            self.constraint.mask(logits)
+        except ValueError as error:  # one request's constraint must not end the step of others
+            self.failure = str(error)
+
+    def _edit(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
         if params.has_penalties:
             self._penalise(logits, params)
         if params.logit_bias:
@@ -132,6 +179,9 @@ class RowState:
             logits[ids] += np.fromiter(params.logit_bias.values(), np.float32)
         if params.banned_token_ids:
             logits[list(params.banned_token_ids)] = -np.inf
+        for *head, last in params.banned_sequences:
+            if head == list(self._generated_ids[-len(head) :]):
+                logits[last] = -np.inf
         if params.end_token_ids and len(self._generated_ids) < params.min_tokens:
             logits[list(params.end_token_ids)] = -np.inf
         if params.allowed_token_ids is not None:

@@ -3,11 +3,24 @@
 Separate from the engine because ids and text meet nowhere else. The work is done by Hugging Face `tokenizers`.
 """
 
+import json
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
 REPLACEMENT = "\ufffd"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell single bytes
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, other bytes for the characters from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()
 
 
 class TokenizerError(ValueError):
@@ -29,6 +42,8 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.json is not readable: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._added_ids = frozenset(self._tokenizer.get_added_tokens_decoder())
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer_json).get("decoder"))
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -50,6 +65,23 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """One token's own text, special tokens written out; bytes that form no character become U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token's own bytes, which may be part of a character; empty for an id without a token."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added_ids:
+            return token.encode("utf-8")
+        if self._is_byte_level:
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
+        if (match := BYTE_TOKEN.fullmatch(token)) is not None:
+            return bytes([int(match.group(1), 16)])
+        return token.replace("\u2581", " ").encode("utf-8")
 
     def incremental(self, *, skip_special_tokens: bool = True) -> "IncrementalDetokenizer":
         """A fresh detokenizer for one answer."""

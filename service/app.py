@@ -1,5 +1,6 @@
 """Composition root: settings -> decoder -> engine -> api. Nothing else builds these objects."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,11 +11,26 @@ from prometheus_client import CollectorRegistry
 
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
 from model.chat import ChatTemplate
+from model.constraint import ConstraintCompiler
 from model.decoder import Decoder
 from model.kv_cache import KVCache
 from model.tokenizer import Tokenizer
-from service.api import errors, generate, middleware, models, openai_routes, operations
-from service.api.generation import Generator
+from service.api import (
+    chat,
+    completions,
+    errors,
+    generate,
+    middleware,
+    models,
+    operations,
+    protection,
+    responses_api,
+    tokenization,
+)
+from service.api.generation import GenerationSettings, Generator, request_log
+from service.api.keys import read_keys
+from service.api.limits import Limiter, Limits
+from service.api.prompts import PromptMaker
 from service.engine.engine import Engine
 from service.engine.loop import EngineLoop, LoopCallbacks
 from service.engine.runner import TokenDecoder
@@ -59,8 +75,10 @@ def kv_budget_tokens(kv_cache: KVCache, bytes_per_token: int, settings: Settings
     return max(kv_cache.tokens_per_page, min(whole_pages, kv_cache.num_rows * kv_cache.capacity_tokens))
 
 
-def build_app(settings: Settings, replica: str = "0") -> FastAPI:
+def build_app(settings: Settings, replica: str = "0", *, returns_request_id: bool = True) -> FastAPI:
     """The whole service in one process: open the bundle, load the decoder, build the app.
+
+    returns_request_id: False where the server around the app adds `x-request-id` to answers itself.
 
     Raises:
         BundleError, DecoderError, TokenizerError, ChatTemplateError, MemoryError: the model cannot be served.
@@ -69,10 +87,17 @@ def build_app(settings: Settings, replica: str = "0") -> FastAPI:
     bundle = open_bundle(settings.bundle)
     kv_cache = KVCache(bundle.config, settings.max_num_rows, context_tokens(bundle, settings))
     decoder = Decoder(bundle, kv_cache, settings.threads)
-    return assemble(settings, bundle, decoder, replica)
+    return assemble(settings, bundle, decoder, replica, returns_request_id=returns_request_id)
 
 
-def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica: str = "0") -> FastAPI:
+def assemble(
+    settings: Settings,
+    bundle: Bundle,
+    decoder: TokenDecoder,
+    replica: str = "0",
+    *,
+    returns_request_id: bool = True,
+) -> FastAPI:
     """The app around a decoder: the real one, or a fake in tests."""
     metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica)
     budget_tokens = kv_budget_tokens(decoder.kv_cache, bundle.config.kv_bytes_per_token, settings)
@@ -95,18 +120,48 @@ def assemble(settings: Settings, bundle: Bundle, decoder: TokenDecoder, replica:
     app.state.metrics = metrics
     # a deployment of several replicas puts its own here
     app.state.metrics_targets = lambda: [f"{settings.host}:{settings.port}"]
-    app.state.generator = Generator(
-        manifest=bundle.manifest,
-        tokenizer=Tokenizer(bundle.tokenizer_json),
-        chat_template=_chat_template(bundle),
-        engine_loop=engine_loop,
-        context_tokens=min(context_tokens(bundle, settings), budget_tokens),  # so that each request fits alone
-        created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
-    )
+    app.state.generator = _generator(settings, bundle, engine_loop)
+    _add_middleware(app, settings, metrics, returns_request_id=returns_request_id)
+    _log_requests(settings)
+    return app
+
+
+def _log_requests(settings: Settings) -> None:
+    """Let the request log through, or not; it has a handler of its own, so that no other log changes."""
+    request_log.propagate = False
+    request_log.handlers = [logging.StreamHandler()] if settings.log_requests else []
+    request_log.setLevel(logging.INFO if settings.log_requests else logging.CRITICAL)
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, returns_request_id: bool) -> None:
+    """From the inside out: a request passes the last one first."""
     app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(protection.Authentication, ring=read_keys(settings))
+    app.add_middleware(protection.HeaderLimit)
     app.add_middleware(middleware.LastResort)
     app.add_middleware(middleware.HttpMetrics, metrics=metrics)
-    return app
+    app.add_middleware(protection.RequestId, returns_id=returns_request_id)
+
+
+def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> Generator:
+    """What the routes submit to."""
+    config = bundle.config
+    return Generator(
+        manifest=bundle.manifest,
+        prompts=PromptMaker(
+            config.model_id,
+            Tokenizer(bundle.tokenizer_json),
+            _chat_template(bundle),
+            engine_loop.limits.context_tokens,
+        ),
+        engine_loop=engine_loop,
+        constraints=ConstraintCompiler(bundle.tokenizer_json, config.vocab_size, config.eos_token_ids),
+        limiter=Limiter(
+            Limits(settings.max_requests_per_minute, settings.max_tokens_per_minute, settings.max_concurrent_requests)
+        ),
+        created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
+        settings=GenerationSettings(settings.request_timeout_s, settings.cache_per_key),
+    )
 
 
 def _create_app(engine_loop: EngineLoop) -> FastAPI:
@@ -121,7 +176,7 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
     app = FastAPI(
         title="Attend", version=version("attend"), description="An LLM you can look inside.", lifespan=lifespan
     )
-    for routes in (openai_routes, generate, models, operations):
+    for routes in (chat, completions, responses_api, generate, tokenization, models, operations):
         app.include_router(routes.router)
     errors.install(app)
     return app

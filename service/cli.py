@@ -43,7 +43,15 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     OSError,
 )
 USER_ERROR_NAMES = frozenset(
-    {"BenchError", "CheckpointError", "DecoderError", "ExportError", "InvalidRequestError", "ServeError"}
+    {
+        "BenchError",
+        "CheckpointError",
+        "DecoderError",
+        "ExportError",
+        "InvalidRequestError",
+        "KeyRingError",
+        "ServeError",
+    }
 )
 EXPORT_EXTRA = {"gguf", "onnx", "onnxscript", "safetensors", "torch"}
 
@@ -87,9 +95,12 @@ def export(
 
 def serve(**options: Any) -> None:
     """Serve a bundle over HTTP, under Ray Serve unless --standalone."""
+    from service.api.keys import read_keys
+
     standalone = options.pop("standalone")
     settings = _read_settings(options)
-    settings = settings.model_copy(update={"bundle": _bundle_path(settings.bundle, settings.cache_dir)})
+    settings = settings.model_copy(update=_whole_paths(settings))
+    read_keys(settings)  # a replica would find a bad key too, but only seconds after Ray has started
     sys.exit(_serve_standalone(settings) if standalone else _serve_cluster(settings))
 
 
@@ -175,6 +186,15 @@ def bench_speculation(
     Console().print(table)
 
 
+def _whole_paths(settings: Settings) -> dict[str, Path | None]:
+    """Paths that hold in a replica's working directory too."""
+    keys = settings.api_keys_file
+    return {
+        "bundle": _bundle_path(settings.bundle, settings.cache_dir),
+        "api_keys_file": None if keys is None else keys.resolve(),
+    }
+
+
 def _bundle_path(bundle: Path | None, cache_dir: Path) -> Path:
     """The bundle named, or else the default model's, which must have been exported."""
     if bundle is not None:
@@ -222,14 +242,20 @@ def _option(name: str, info: FieldInfo) -> inspect.Parameter:
 
 
 def _with_settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `serve` one option for each setting, so that a setting is stated once, in settings.py."""
+    """Give `serve` one option for each setting, so that a setting is stated once, in settings.py.
+
+    But for `api_keys`: a command line is there for every user of the machine to read.
+    """
     standalone = inspect.Parameter(
         "standalone",
         inspect.Parameter.KEYWORD_ONLY,
         default=False,
         annotation=Annotated[bool, typer.Option("--standalone", help="One process, without Ray.")],
     )
-    parameters = [standalone, *(_option(name, info) for name, info in Settings.model_fields.items())]
+    parameters = [
+        standalone,
+        *(_option(name, info) for name, info in Settings.model_fields.items() if name != "api_keys"),
+    ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect's documented hook
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -46,7 +46,8 @@ def build_default_app(settings: Settings) -> "FastAPI":
 
     from service.app import build_app  # here, because only a replica needs the engine and its dependencies
 
-    return build_app(settings, replica=str(serve.get_replica_context().rank.rank))
+    replica = str(serve.get_replica_context().rank.rank)
+    return build_app(settings, replica, returns_request_id=False)  # Ray Serve wraps the app in its own
 
 
 def replica_metrics_targets() -> list[str]:

@@ -7,7 +7,7 @@ Kept apart so that every other module takes plain values and can be tested witho
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ATTEND_"
@@ -57,6 +57,25 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
     )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys, comma-separated, each KEY or NAME:KEY; without any, everybody may call.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File of API keys, one per line, each KEY or NAME:KEY."
+    )
+    max_requests_per_minute: int = Field(default=0, ge=0, description="Of each API key; more are answered 429; 0: any.")
+    max_tokens_per_minute: int = Field(
+        default=0, ge=0, description="Of each API key, prompts and answers; more are answered 429; 0: any."
+    )
+    max_concurrent_requests: int = Field(
+        default=0, ge=0, description="Of each API key at a time; more are answered 429; 0: any."
+    )
+    cache_per_key: bool = Field(default=False, description="Whether API keys share no computed prompts.")
+    request_timeout_s: float = Field(
+        default=0.0, ge=0, le=86400, description="A request not complete by then ends with an error, seconds; 0: never."
+    )
+    log_requests: bool = Field(default=False, description="Write a line of JSON for each request to standard error.")
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=3600, description="Longest wait for running requests at shutdown, seconds."
     )

@@ -4,6 +4,7 @@ Separate from the routes so that none of them decides a status. Exceptions that 
 leak nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,34 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from model.chat import ChatTemplateError
+from model.sampling import InvalidSamplingError
+from service.api.limits import RateLimitedError
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError, QueueFullError, SubmitRefusedError
 from service.engine.request_check import InvalidRequestError
 
-RETRY_AFTER_S = {429: "1", 503: "5"}
+RETRY_AFTER_S = {429: 1.0, 503: 5.0}
+REFUSED_FIELDS = {
+    "audio": "Attend serves text models",
+    "best_of": "/v1/completions has it",
+    "conversation": "nothing is stored; send the whole conversation",
+    "frequency": "did you mean frequency_penalty?",
+    "function_call": "it is deprecated; use tool_choice",
+    "functions": "it is deprecated; use tools",
+    "include": "there is nothing more to include",
+    "logit_processors": "code in requests is never run",
+    "max_output_tokens": "this route calls it max_tokens",
+    "metadata": "nothing is stored",
+    "name": "chat templates have no place for it; write it into the content",
+    "prediction": "use speculation: true, which needs no text",
+    "previous_response_id": "nothing is stored; send the whole conversation as input",
+    "prompt_cache_key": "equal prompts are found by their tokens; cache_salt keeps them apart",
+    "reasoning": "the served model does not reason apart from its answer",
+    "reasoning_effort": "the served model does not reason apart from its answer",
+    "suffix": "the served model cannot fill in a middle",
+    "use_beam_search": "use best_of on /v1/completions",
+    "verbosity": "use max_tokens, or ask for it in a message",
+    "web_search_options": "there is no web search; offer it as a tool",
+}
 MAX_NAME_CHARACTERS = 100  # of a client's own text repeated in a message
 
 
@@ -31,6 +56,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None  # with 429 and 503; the usual time if None
 
     def body(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""
@@ -40,7 +66,9 @@ class ApiError(Exception):
         """The error as an HTTP answer."""
         headers = dict(self.headers)
         if self.status in RETRY_AFTER_S:
-            headers.setdefault("Retry-After", RETRY_AFTER_S[self.status])
+            seconds = RETRY_AFTER_S[self.status] if self.retry_after_s is None else self.retry_after_s
+            headers["Retry-After"] = str(math.ceil(seconds))
+            headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
         return Response(orjson.dumps(self.body()), self.status, headers, media_type="application/json")
 
 
@@ -76,8 +104,12 @@ def from_exception(error: Exception) -> ApiError:  # noqa: PLR0911 - a table rea
             return error
         case InvalidRequestError():
             return ApiError(400, str(error), param=error.param, code=error.code)
+        case InvalidSamplingError():
+            return ApiError(400, str(error), param=error.param, code="invalid_value")
         case ChatTemplateError():
             return ApiError(400, str(error), param="messages", code="invalid_value")
+        case RateLimitedError():
+            return ApiError(429, error.message, "rate_limit_error", code=error.kind, retry_after_s=error.retry_after_s)
         case QueueFullError():
             return ApiError(429, str(error), "rate_limit_error", code="queue_full")
         case EngineDrainingError():
@@ -103,7 +135,9 @@ def install(app: FastAPI) -> None:
     known = (
         ApiError,
         InvalidRequestError,
+        InvalidSamplingError,
         ChatTemplateError,
+        RateLimitedError,
         SubmitRefusedError,
         RequestValidationError,
         HTTPException,
@@ -127,12 +161,19 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")
         return ApiError(400, f"the request body is not valid JSON: {reason}", code="invalid_json")
+    if first["type"] == "refused":
+        name = _field_name([*location, first["ctx"]["field"]])
+        return ApiError(400, str(first["msg"]), param=name, code="invalid_value")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        location.append(first["ctx"]["discriminator"].strip("'"))
     name = _field_name(location, keep_last=first["type"] == "extra_forbidden")
     if not name:
         message = "the request body must be a JSON object with Content-Type: application/json"
         return ApiError(400, message, code="invalid_json")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{name} is not a field of this request", param=name, code="unknown_field")
+        reason = REFUSED_FIELDS.get(str(location[-1]))
+        message = f"{name} is not a field of this request" + (f": {reason}" if reason else "")
+        return ApiError(400, message, param=name, code="unknown_field")
     if first["type"] == "missing":
         return ApiError(400, f"{name} is missing", param=name, code="missing_field")
     message = f"{name}: {_lower_first(str(first['msg']))}{_given(first.get('input'))}"
@@ -149,6 +190,12 @@ def _most_telling(violations: Sequence[Any]) -> Any:
     return max(same_field, key=lambda v: (_field_name(v["loc"]).count("."), not v["type"].endswith("_type")))
 
 
+# Where a location has the branch of a tagged union in it, which is no field: after which first part, at which place.
+TAGS = {("messages", 2), ("input", 2), ("response_format", 1), ("text", 2)}
+TAG_NAMES = {"system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema"}
+TAG_NAMES |= {"message", "function_call", "function_call_output"}
+
+
 def _field_name(location: Sequence[int | str], *, keep_last: bool = False) -> str:
     """`messages.0.role`; parts that name a branch of a union of types are left out.
 
@@ -157,7 +204,8 @@ def _field_name(location: Sequence[int | str], *, keep_last: bool = False) -> st
     if keep_last:
         inner = _field_name(location[:-1])
         return _shorten(f"{inner}.{location[-1]}" if inner else str(location[-1]))
-    parts = [str(part) for part in location if isinstance(part, int) or part.isidentifier()]
+    named = [part for at, part in enumerate(location) if not (at and (location[0], at) in TAGS and part in TAG_NAMES)]
+    parts = [str(part) for part in named if isinstance(part, int) or part.isidentifier()]
     while len(parts) > 1 and parts[-1] in ("str", "int", "float", "bool"):
         parts.pop()
     return _shorten(".".join(parts))

@@ -1,29 +1,159 @@
-"""From validated fields to a running request, and from its events to a whole answer.
+"""Generator: submits requests for the one model served. Generation: what an HTTP request set in motion, to its end.
 
 Separate from the routes because all of them do this alike: streamed and unstreamed answers come from the same events.
 """
 
 import asyncio
 import contextlib
+import logging
 import secrets
+import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+import orjson
 from fastapi import Request as HttpRequest
 
 from model.bundle import Manifest
-from model.chat import ChatTemplate
-from model.sampling import SamplingParams
-from model.tokenizer import Tokenizer
+from model.constraint import Constraint, ConstraintCompiler
 from service.api.errors import ApiError, deadline_passed, engine_failure, unknown_model
+from service.api.limits import Lease, Limiter
+from service.api.parameters import Choosing, blaming_form, choice_seed, guide_form, sampling_params, stop_conditions
+from service.api.prompts import Prompt, PromptMaker
 from service.engine.loop import EngineLoop, RequestStream
-from service.engine.request import FinishReason, Request, StopConditions, Timeline, TokenEvent
-from service.engine.request_check import CONTEXT_EXCEEDED, InvalidRequestError
-from service.schemas import ChatCompletionRequest, CompletionRequest, GenerateRequest, GenerationFields, Usage
+from service.engine.request import FinishReason, Request, SharedPrompt, Timeline, TokenEvent
+from service.engine.request_check import InvalidRequestError
+from service.engine.speculation import PromptLookup
+from service.schemas.base import PromptTokensDetails, Usage
+from service.schemas.generation import GenerationFields
 
-LONG_TEXT_CHARACTERS = 20_000  # longer texts are tokenised off the event loop, which must keep streams flowing
 CLIENT_CLOSED_REQUEST = 499
+MAX_REQUESTS = 128  # answers of one HTTP request: prompts times choices
+ANONYMOUS = "anonymous"
+
+request_log = logging.getLogger("attend.requests")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent an HTTP request. name: of the API key. request_id: as returned in x-request-id."""
+
+    name: str
+    request_id: str
+
+    @classmethod
+    def of(cls, http_request: HttpRequest) -> "Caller":
+        """As the middleware found out."""
+        state = http_request.state
+        return cls(getattr(state, "caller", ANONYMOUS), getattr(state, "request_id", ""))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a route asks for. prompt_logprobs: alternatives to report for the prompt's tokens, None reports nothing."""
+
+    prompts: Sequence[Prompt]
+    fields: GenerationFields
+    choosing: Choosing
+    caller: Caller
+    prompt_logprobs: int | None = None
+
+
+@dataclass(eq=False)
+class Generation:
+    """The answers of one HTTP request while they are made. Whoever has one must `close` it."""
+
+    id: str
+    model_id: str
+    submission: Submission
+    stream: RequestStream
+    lease: Lease
+    created: int = field(default_factory=lambda: int(time.time()))
+    _is_closed: bool = False
+
+    def __post_init__(self) -> None:
+        """Number the answers: those of the first prompt, then those of the second."""
+        self._indices = {request: index for index, request in enumerate(self.stream.requests)}
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """The engine's requests, by index of the answer."""
+        return self.stream.requests
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt that an answer continues."""
+        return self.submission.prompts[index // self.submission.choosing.num_choices]
+
+    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
+        """Every event with the index of its answer.
+
+        Raises:
+            ApiError: the engine could not finish one of them; the others are cancelled.
+        """
+        async with contextlib.aclosing(self.events_or_silence(None)) as events:
+            async for item in events:
+                if item is not None:
+                    yield item
+
+    async def events_or_silence(self, silence_s: float | None) -> AsyncGenerator[tuple[int, TokenEvent] | None, None]:
+        """As `events`, and None whenever nothing has come for a while; see `RequestStream.events_or_silence`."""
+        async with contextlib.aclosing(self.stream.events_or_silence(silence_s)) as events:
+            async for event in events:
+                if event is None:
+                    yield None
+                    continue
+                if event.finish_reason is FinishReason.ERROR:
+                    raise engine_failure(event.error or "the engine failed")
+                if event.finish_reason is FinishReason.DEADLINE:
+                    raise deadline_passed()
+                yield self._indices[event.request], event
+
+    def usage(self) -> Usage:
+        """Token counts so far; each prompt counts once."""
+        firsts = self.requests[:: self.submission.choosing.num_choices]
+        prompt_tokens = sum(request.num_prompt_tokens for request in firsts)
+        completion_tokens = sum(request.num_generated for request in self.requests)
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(request.num_cached_tokens for request in firsts)
+            ),
+        )
+
+    def close(self) -> None:
+        """Abort what still runs, settle with the limits, write the request log. Once effective."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.stream.cancel()
+        self.lease.charge(sum(request.num_generated for request in self.requests))
+        self.lease.release()
+        if request_log.isEnabledFor(logging.INFO):
+            request_log.info("%s", self._log_line())
+
+    def _log_line(self) -> str:
+        line = {
+            "id": self.id,
+            "request_id": self.submission.caller.request_id,
+            "key": self.submission.caller.name,
+            "user": self.submission.fields.user,
+            "finish_reasons": [request.finish_reason or FinishReason.CANCELLED for request in self.requests],
+            "usage": self.usage().model_dump(),
+        }
+        return orjson.dumps(line).decode()
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What the service's settings say of requests. request_timeout_s: 0 is none."""
+
+    request_timeout_s: float = 0.0
+    is_cache_per_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,17 +161,22 @@ class Generator:
     """Submits generation requests for the one model served."""
 
     manifest: Manifest
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    prompts: PromptMaker
     engine_loop: EngineLoop
-    context_tokens: int
+    constraints: ConstraintCompiler
+    limiter: Limiter
     created: int
-    _one_long_text: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
 
     @property
     def model_id(self) -> str:
         """The served model's id."""
         return self.manifest.config.model_id
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and answer."""
+        return self.prompts.context_tokens
 
     def check_model(self, model: str | None) -> None:
         """Refuse a request for another model.
@@ -52,99 +187,82 @@ class Generator:
         if model is not None and model != self.model_id:
             raise unknown_model(model, self.model_id)
 
-    async def submit_chat(self, body: ChatCompletionRequest) -> RequestStream:
-        """Render the conversation with the model's template and submit it."""
-        self.check_model(body.model)
-        if self.chat_template is None:
-            message = f"model {self.model_id!r} has no chat template; use /v1/completions"
-            raise ApiError(400, message, param="messages", code="no_chat_template")
-        if body.max_tokens is not None and body.max_completion_tokens is not None:
-            raise InvalidRequestError("give max_tokens or max_completion_tokens, not both", "max_tokens")
-        prompt = self.chat_template.render([message.model_dump() for message in body.messages])
-        limit_name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        with _blaming({"prompt": "messages", "max_tokens": limit_name}):
-            prompt_ids = await self._encode(prompt, add_special_tokens=False)
-            return self._submit("chatcmpl", prompt_ids, body, body.max_completion_tokens or body.max_tokens)
+    def truncation(self, fields: GenerationFields, max_tokens: int | None) -> int | None:
+        """How many of a prompt's last tokens to keep; None keeps all."""
+        if fields.truncate_prompt_tokens != -1:
+            return fields.truncate_prompt_tokens
+        return max(1, self.context_tokens - (max_tokens or 1))
 
-    async def submit_prompt(self, prefix: str, body: CompletionRequest | GenerateRequest) -> RequestStream:
-        """Submit a plain prompt, text or token ids."""
-        self.check_model(body.model)
-        prompt_ids = body.prompt if isinstance(body.prompt, list) else await self._encode(body.prompt)
-        return self._submit(prefix, prompt_ids, body, body.max_tokens)
-
-    def _submit(
-        self, prefix: str, prompt_ids: list[int], fields: GenerationFields, max_tokens: int | None
-    ) -> RequestStream:
-        """Check what only the model can check, then queue.
+    async def submit(self, prefix: str, submission: Submission) -> Generation:
+        """Queue the answers to all prompts, or none of them. prefix: of the id.
 
         Raises:
-            InvalidRequestError: the prompt is empty, too long, or has ids out of range.
-            SubmitRefusedError: the engine takes no request now.
+            InvalidRequestError, InvalidSamplingError: they could never be made.
+            RateLimitedError: the caller has used up a limit. SubmitRefusedError: the engine takes no request now.
         """
-        config = self.manifest.config
-        limit = max_tokens if max_tokens is not None else max(1, self.context_tokens - len(prompt_ids))
-        stop = StopConditions(limit, fields.stop_strings, eos_token_ids=frozenset(config.eos_token_ids))
+        prompts, num_choices = submission.prompts, submission.choosing.num_choices
+        num_requests = len(prompts) * num_choices
+        if num_requests > MAX_REQUESTS:
+            message = f"{len(prompts)} prompts of {num_choices} answers make {num_requests}; at most {MAX_REQUESTS} are"
+            raise InvalidRequestError(f"{message} allowed in one request", "prompt")
+        constraints = await self._compile(submission, num_requests)
+        generation_id = f"{prefix}-{uuid.uuid4().hex}"
+        requests = self._requests(generation_id, submission, constraints)
+        lease = self.limiter.admit(submission.caller.name, sum(len(prompt.ids) for prompt in prompts))
+        try:
+            stream = self.engine_loop.submit(*requests)
+        except BaseException:
+            lease.release()
+            raise
+        return Generation(generation_id, self.model_id, submission, stream, lease)
+
+    def _requests(self, generation_id: str, submission: Submission, constraints: list[Constraint]) -> list[Request]:
+        """The engine's requests: for each prompt its answers, which share the prompt and differ in their seeds."""
+        fields, choosing = submission.fields, submission.choosing
+        config, tokenizer = self.manifest.config, self.prompts.tokenizer
         seed = fields.seed if fields.seed is not None else secrets.randbits(63)
-        request = Request(
-            request_id=f"{prefix}-{uuid.uuid4().hex}",
-            prompt_ids=tuple(prompt_ids),
-            sampling=SamplingParams(fields.temperature, fields.top_p, seed),
-            stop=stop,
-            detokenizer=self.tokenizer.incremental(),
-        )
-        return self.engine_loop.submit(request)
+        sampling = sampling_params(fields, config, tokenizer, choosing.logprobs, seed)
+        requests: list[Request] = []
+        for prompt in submission.prompts:
+            shared = SharedPrompt() if choosing.num_choices > 1 else None
+            room = max(1, self.context_tokens - len(prompt.ids))
+            stop = stop_conditions(fields, config, room if choosing.max_tokens is None else choosing.max_tokens)
+            for choice in range(choosing.num_choices):
+                request = Request(
+                    request_id=f"{generation_id}-{len(requests)}",
+                    prompt_ids=prompt.ids,
+                    sampling=replace(sampling, seed=choice_seed(seed, choice)),
+                    stop=stop,
+                    detokenizer=tokenizer.incremental(skip_special_tokens=fields.skip_special_tokens),
+                    priority=fields.priority,
+                    deadline_s=self._deadline(fields.deadline_ms),
+                    cache_salt=self._cache_salt(submission),
+                    prompt_logprobs=submission.prompt_logprobs if choice == 0 else None,
+                    shared_prompt=shared,
+                    speculation=PromptLookup() if fields.speculation else None,
+                    constraint=constraints[len(requests)] if constraints else None,
+                )
+                requests.append(request)
+        return requests
 
-    async def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt, refused unread if no tokens of the model could make it fit."""
-        limit = self.context_tokens * self.tokenizer.longest_token_characters
-        if len(text) > limit:
-            message = (
-                f"the prompt has {len(text)} characters; the context of {self.context_tokens} tokens "
-                f"cannot hold more than {limit}"
-            )
-            raise InvalidRequestError(message, "prompt", CONTEXT_EXCEEDED)
-        if len(text) < LONG_TEXT_CHARACTERS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        async with self._one_long_text:
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    async def _compile(self, submission: Submission, count: int) -> list[Constraint]:
+        """One constraint for each answer, compiled off the event loop."""
+        choosing, fields = submission.choosing, submission.fields
+        spec = choosing.constraint or guide_form(fields)
+        if spec is None:
+            return []
+        with blaming_form(choosing.form_field or fields.guide_field):
+            return await asyncio.to_thread(lambda: [self.constraints.compile(spec) for _ in range(count)])
 
+    def _deadline(self, deadline_ms: int | None) -> float | None:
+        """The earlier of the request's own deadline and the service's."""
+        limits_s = [deadline_ms / 1000] if deadline_ms is not None else []
+        limits_s += [self.settings.request_timeout_s] if self.settings.request_timeout_s else []
+        return time.monotonic() + min(limits_s) if limits_s else None
 
-@contextlib.contextmanager
-def _blaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Name the field that the client sent where the engine's own name for it differs."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        error.param = names.get(error.param or "", error.param)
-        raise
-
-
-@dataclass
-class Answer:
-    """A whole answer, folded from a request's events."""
-
-    request: Request
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def add(self, event: TokenEvent) -> None:
-        """Fold in the next event."""
-        self.text += event.text
-        self.finish_reason = event.finish_reason
-        if event.token_id is not None:
-            self.token_ids.append(event.token_id)
-
-    @property
-    def usage(self) -> Usage:
-        """Token counts so far."""
-        return usage(self.request)
-
-
-def usage(request: Request) -> Usage:
-    """Token counts of a request."""
-    prompt, completion = request.num_prompt_tokens, request.num_generated
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    def _cache_salt(self, submission: Submission) -> str:
+        key = submission.caller.name if self.settings.is_cache_per_key else ""
+        return f"{key}\0{submission.fields.cache_salt or ''}"
 
 
 def durations(timeline: Timeline) -> tuple[float, float, float]:
@@ -154,43 +272,19 @@ def durations(timeline: Timeline) -> tuple[float, float, float]:
     return admitted - timeline.arrived_s, first - admitted, max(0.0, timeline.last_token_s - first)
 
 
-async def live_events(stream: RequestStream) -> AsyncGenerator[TokenEvent, None]:
-    """A stream's events, with an end by error raised.
-
-    Raises:
-        ApiError: the engine could not finish the request.
-    """
-    async with contextlib.aclosing(stream.events()) as events:  # an early end cancels the request
-        async for event in events:
-            if event.finish_reason is FinishReason.ERROR:
-                raise engine_failure(event.error or "the engine failed")
-            if event.finish_reason is FinishReason.DEADLINE:
-                raise deadline_passed()
-            yield event
+def timing_headers(generation: Generation) -> dict[str, str]:
+    """Where the first answer's time went, as `Server-Timing` (milliseconds), for browsers' and humans' eyes."""
+    names = ("queue", "prefill", "decode")
+    times = zip(names, durations(generation.requests[0].timeline), strict=True)
+    return {"Server-Timing": ", ".join(f"{name};dur={seconds * 1e3:.1f}" for name, seconds in times)}
 
 
-async def collect(stream: RequestStream, http_request: HttpRequest) -> Answer:
-    """The whole answer, or a cancelled request if the client leaves before it is complete.
+async def finish(generation: Generation, http_request: HttpRequest, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run `work` on a generation to its end; a client that leaves before cancels everything.
 
     Raises:
         ApiError: the engine failed, or the client left (nobody reads that answer).
     """
-
-    async def fold() -> Answer:
-        answer = Answer(stream.request)
-        async with contextlib.aclosing(live_events(stream)) as events:
-            async for event in events:
-                answer.add(event)
-        return answer
-
-    try:
-        return await _until_disconnect(fold, http_request)
-    finally:
-        stream.cancel()  # also where the folding never began
-
-
-async def _until_disconnect(work: Callable[[], Awaitable[Answer]], http_request: HttpRequest) -> Answer:
-    """Run `work`, but stop it as soon as the client closes the connection."""
     working = asyncio.ensure_future(work())
     watching = asyncio.ensure_future(_disconnected(http_request))
     try:
@@ -202,6 +296,7 @@ async def _until_disconnect(work: Callable[[], Awaitable[Answer]], http_request:
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+        generation.close()  # also where the work never began
 
 
 async def _disconnected(http_request: HttpRequest) -> None:

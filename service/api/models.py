@@ -3,10 +3,13 @@
 from fastapi import APIRouter
 
 from service.api.dependencies import GeneratorDependency
+from service.api.errors import ApiError
 from service.api.generation import Generator
-from service.schemas import ErrorBody, ModelCard, ModelList
+from service.api.responses import KEY_ERRORS
+from service.schemas.base import ErrorBody
+from service.schemas.operations import ModelCard, ModelList
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=KEY_ERRORS)
 
 
 @router.get("/models")
@@ -22,10 +25,18 @@ async def get_model(model_id: str, generator: GeneratorDependency) -> ModelCard:
     return _card(generator)
 
 
+@router.post("/embeddings", responses={404: {"model": ErrorBody}})
+async def embeddings(generator: GeneratorDependency) -> None:
+    """Not here: says so, whatever is sent."""
+    message = f"model {generator.model_id!r} generates text and has no embedder; serve an embedding model elsewhere"
+    raise ApiError(404, message, param="model", code="no_embedder")
+
+
 def _card(generator: Generator) -> ModelCard:
     return ModelCard(
         id=generator.model_id,
         created=generator.created,
         context_tokens=generator.context_tokens,
+        max_model_len=generator.context_tokens,
         precision=generator.manifest.precision,
     )

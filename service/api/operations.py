@@ -6,11 +6,12 @@ from fastapi import APIRouter, Response
 
 from service.api.dependencies import GeneratorDependency, MetricsDependency, TargetsDependency
 from service.api.errors import from_exception
-from service.api.responses import json_response
+from service.api.responses import KEY_ERRORS, json_response
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError
-from service.schemas import ErrorBody, Status, TargetGroup, Version
+from service.schemas.base import ErrorBody
+from service.schemas.operations import Status, TargetGroup, Version
 
-router = APIRouter(tags=["Operations"])
+router = APIRouter(tags=["Operations"], responses=KEY_ERRORS)
 UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
 
 

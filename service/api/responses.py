@@ -6,18 +6,28 @@ import orjson
 from fastapi import Response
 from pydantic import BaseModel
 
-from service.schemas import ErrorBody
+from service.schemas.base import ErrorBody
 
-GENERATION_ERRORS: dict[int | str, dict[str, Any]] = {
+Errors = dict[int | str, dict[str, Any]]
+KEY_ERRORS: Errors = {
+    401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
+    431: {"model": ErrorBody, "description": "The request's headers are too large."},
+}
+REQUEST_ERRORS: Errors = {
     400: {"model": ErrorBody, "description": "The request is invalid; `param` names the field."},
+    **KEY_ERRORS,
     404: {"model": ErrorBody, "description": "Unknown model."},
     413: {"model": ErrorBody, "description": "The request body is too large."},
-    429: {"model": ErrorBody, "description": "The queue is full; see `Retry-After`."},
     500: {"model": ErrorBody, "description": "The service failed."},
+}
+GENERATION_ERRORS: Errors = {
+    **REQUEST_ERRORS,
+    408: {"model": ErrorBody, "description": "The request's deadline passed."},
+    429: {"model": ErrorBody, "description": "The queue is full, or a limit is reached; see `Retry-After`."},
     503: {"model": ErrorBody, "description": "Not ready, or shutting down; see `Retry-After`."},
 }
 
 
-def json_response(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A wire model as an HTTP answer."""
-    return Response(orjson.dumps(body.model_dump()), status, headers, media_type="application/json")
+def json_response(body: BaseModel, *, headers: dict[str, str] | None = None, leaves_out: Any = None) -> Response:
+    """A wire model as an HTTP answer. leaves_out: fields not to send, as pydantic's `exclude`."""
+    return Response(orjson.dumps(body.model_dump(exclude=leaves_out)), 200, headers, media_type="application/json")

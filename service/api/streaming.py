@@ -18,41 +18,55 @@ logger = logging.getLogger(__name__)
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+SILENCE_S = 10.0  # proxies commonly close a connection that is silent for 30 to 60 s
+
+Payload = dict[str, Any]
 
 
-def encode(payload: dict[str, Any]) -> bytes:
+def encode(payload: Payload) -> bytes:
     """One event."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
-class EventStream(StreamingResponse):
-    """Streams payloads as events, and cancels the request behind them when the client is gone.
+def encode_named(payload: Payload) -> bytes:
+    """One event of the Responses API, whose name is its type."""
+    return b"event: " + str(payload["type"]).encode() + b"\n" + encode(payload)
 
-    The cancel is explicit because a client may leave before the first event is asked for, and a generator that was
-    never started has nothing to clean up.
+
+class EventStream(StreamingResponse):
+    """Streams payloads as events, and closes what stands behind them when the client is gone.
+
+    The close is explicit because a client may leave before the first event is asked for, and a generator that was
+    never started has nothing to clean up. A payload of None, after a silence, becomes a comment that keeps the
+    connection open.
     """
 
-    def __init__(self, payloads: AsyncGenerator[dict[str, Any], None], cancel: Callable[[], None]) -> None:
-        """cancel: ends the request behind `payloads`; harmless once it has ended."""
-        super().__init__(_encode_all(payloads), media_type="text/event-stream", headers=HEADERS)
-        self._cancel = cancel
+    def __init__(
+        self, payloads: AsyncGenerator[Payload | None, None], close: Callable[[], None], *, is_named: bool = False
+    ) -> None:
+        """close: ends the request behind `payloads`; harmless once it has ended. is_named: events carry their type."""
+        super().__init__(_encode_all(payloads, is_named), media_type="text/event-stream", headers=HEADERS)
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send every event; however that ends, nothing is left running."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._cancel()
+            self._close()
 
 
-async def _encode_all(payloads: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_all(payloads: AsyncGenerator[Payload | None, None], is_named: bool) -> AsyncGenerator[bytes, None]:
+    write = encode_named if is_named else encode
     try:
         async with contextlib.aclosing(payloads):
             async for payload in payloads:
-                yield encode(payload)
-        yield DONE
+                yield KEEP_ALIVE if payload is None else write(payload)
+        if not is_named:
+            yield DONE
     except Exception as error:
         api_error = from_exception(error)
         if api_error is INTERNAL_ERROR:
             logger.exception("unexpected error in a stream")
-        yield encode(api_error.body())
+        yield write({"type": "error", **api_error.body()["error"]} if is_named else api_error.body())

@@ -23,6 +23,7 @@ from service.engine.scheduler import Capacity, Scheduler
 logger = logging.getLogger(__name__)
 
 TEXT_FAILED_MESSAGE = "the tokens of this answer could not be turned into text"
+CONSTRAINT_FAILED_MESSAGE = "the constraint of this answer (schema, expression or grammar) could not be followed: "
 COMPACT_MAX_TOKENS = 2048  # a row longer than this costs more to move than its hole costs to run idle
 MAX_RETRIES = 3  # of a step, one after the other
 FAILED_MESSAGE = "the engine failed while it computed this request; send the request again"
@@ -275,6 +276,11 @@ class Engine:
         for request, tokens in result.tokens.items():
             for token in tokens:
                 request.generated_ids.append(token.token_id)
+                request.sum_logprobs += token.logprobs.logprob if token.logprobs is not None else 0.0
+                if request.row_state.failure is not None:
+                    message = CONSTRAINT_FAILED_MESSAGE + request.row_state.failure
+                    yield self._end(request, FinishReason.ERROR, None, "", error=message)
+                    break
                 try:
                     yield self._token_event(request, token, now_s)
                 except Exception:
@@ -319,9 +325,13 @@ class Engine:
             reason = token_id if token_id in stop.token_ids else None
             last = request.detokenizer.push(token_id) if stop.is_included and reason is not None else ""
             return self._end(request, FinishReason.STOP, token_id, last + _flush(request), stop_reason=reason)
+        if request.constraint is not None:
+            request.constraint.advance(token_id)
         text, met = self._match(request, request.detokenizer.push(token_id))
         if met is not None:
             return self._end(request, FinishReason.STOP, token_id, text, stop_reason=met)
+        if request.constraint is not None and request.constraint.is_finished:
+            return self._end(request, FinishReason.STOP, token_id, text + _flush(request))
         if request.num_generated >= stop.max_tokens:
             return self._end_at_length(request, token_id, text)
         return _event(request, token_id, text)

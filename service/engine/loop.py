@@ -5,6 +5,7 @@ the inbox (commands to the engine thread) and one `call_soon_threadsafe` a step 
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from service.engine.engine import FAILED_MESSAGE, Engine, EngineLoad, StepOutcome, StepReport
 from service.engine.request import FinishReason, Request, TokenEvent
+from service.engine.request_check import RequestLimits
 
 logger = logging.getLogger(__name__)
 
@@ -46,37 +48,68 @@ class LoopCallbacks:
 
 
 class RequestStream:
-    """The events of one request, in order; read them once, on the event loop that submitted it.
+    """The events of requests that were submitted together, as they come; read them once, on the submitting event loop.
 
-    Closing `events` early, or `cancel`, aborts the request, which frees its row before the next step.
+    Closing `events` early, or `cancel`, aborts what has not ended, which frees its rows before the next step.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[Request], cancel: Callable[[Request], None]) -> None:
+        self.requests = tuple(requests)
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._queue: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
         self._cancel = cancel
+        self._has_news = False
+
+    @property
+    def request(self) -> Request:
+        """The first request; the only one, where one was submitted."""
+        return self.requests[0]
 
     def deliver(self, event: TokenEvent) -> None:
         """Append an event. On the stream's own event loop only."""
         self._queue.put_nowait(event)
+        self._has_news = True
 
     def cancel(self) -> None:
-        """Abort the request if it has not ended."""
-        if not self.request.is_finished:
-            self._cancel(self.request)
+        """Abort the requests that have not ended."""
+        for request in self.requests:
+            if not request.is_finished:
+                self._cancel(request)
 
     async def events(self) -> AsyncGenerator[TokenEvent, None]:
-        """Every event up to and including the one with a finish reason."""
-        ended = False
+        """Every event up to and including the last one with a finish reason."""
+        async with contextlib.aclosing(self.events_or_silence(None)) as events:
+            async for event in events:
+                if event is not None:
+                    yield event
+
+    async def events_or_silence(self, silence_s: float | None) -> AsyncGenerator[TokenEvent | None, None]:
+        """As `events`, and None whenever nothing has come for `silence_s` to twice that, seconds."""
+        num_open = len(self.requests)
+        ticking = self._tick(silence_s) if silence_s is not None else None
         try:
-            while not ended:
+            while num_open:
                 event = await self._queue.get()
-                ended = event.finish_reason is not None
+                if event is not None and event.finish_reason is not None:
+                    num_open -= 1
                 yield event
         finally:
-            if not ended:
+            if ticking is not None:
+                ticking.cancel()
+            if num_open:
                 self.cancel()
+
+    def _tick(self, silence_s: float) -> asyncio.Task[None]:
+        """One timer for the whole stream costs its events nothing."""
+
+        async def tick() -> None:
+            while True:
+                self._has_news = False
+                await asyncio.sleep(silence_s)
+                if not self._has_news:
+                    self._queue.put_nowait(None)
+
+        return self.loop.create_task(tick())
 
 
 class EngineLoop:
@@ -148,6 +181,11 @@ class EngineLoop:
         return self._num_decode_rows
 
     @property
+    def limits(self) -> RequestLimits:
+        """What a request may ask for."""
+        return self._engine.limits
+
+    @property
     def load(self) -> EngineLoad:
         """What the engine's thread last said of its load."""
         return self._load
@@ -175,11 +213,7 @@ class EngineLoop:
             return False
         return True
 
-    def submit(self, request: Request) -> RequestStream:
-        """Queue a request from an event loop; never blocks. Raises what `submit_all` raises."""
-        return self.submit_all([request])[0]
-
-    def submit_all(self, requests: Sequence[Request]) -> list[RequestStream]:
+    def submit(self, *requests: Request) -> RequestStream:
         """Queue requests from an event loop, all of them or none; never blocks.
 
         Raises:
@@ -193,13 +227,13 @@ class EngineLoop:
             if self._is_draining:
                 raise EngineDrainingError("the service is shutting down and takes no new requests")
             self._check_room(requests)
-            streams = [RequestStream(request, self._request_cancel) for request in requests]
-            for request, stream in zip(requests, streams, strict=True):
+            stream = RequestStream(requests, self._request_cancel)
+            for request in requests:
                 request.timeline.arrived_s = time.monotonic()
                 self._streams[request] = stream
                 self._added.append(request)
             self._wake.notify()
-        return streams
+        return stream
 
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Refuse what the queue has no room for. Under the lock.
@@ -285,7 +319,7 @@ class EngineLoop:
                 loop.call_soon_threadsafe(_deliver_all, deliveries)
             except RuntimeError:  # that event loop is closed: nobody is left to read
                 for stream, _ in deliveries:
-                    self._request_cancel(stream.request)
+                    stream.cancel()
 
     def _end_all(self, message: str) -> None:
         """Give every open request its one end, also those still in the inbox."""

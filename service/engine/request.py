@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.sampler import TokenLogprobs
-from model.sampling import RowState, SamplingParams
+from model.sampling import RowState, SamplingParams, TokenConstraint
 from model.tokenizer import IncrementalDetokenizer
 from service.engine.speculation import PromptLookup
 from service.engine.stop_strings import StopStrings
@@ -123,6 +123,7 @@ class Request:
     cache_salt: requests share computed prompts only with those of the same salt. num_cached_tokens: how many it got so.
     prompt_logprobs: number of alternatives to report for each prompt token; None reports nothing. shared_prompt: the
     group it belongs to, if others continue the same prompt. speculation: drafts its next tokens, if it asked for that.
+    constraint: what the answer must look like; it excludes speculation.
     """
 
     request_id: str
@@ -136,6 +137,7 @@ class Request:
     prompt_logprobs: int | None = None
     shared_prompt: SharedPrompt | None = None
     speculation: PromptLookup | None = None
+    constraint: TokenConstraint | None = None
     status: RequestStatus = RequestStatus.WAITING
     row: int | None = None
     num_computed: int = 0
@@ -144,12 +146,13 @@ class Request:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     timeline: Timeline = field(default_factory=Timeline)
+    sum_logprobs: float = 0.0  # of the tokens generated, where they are reported
     prompt_token_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second
 
     def __post_init__(self) -> None:
         """Prepare the matching of stop strings and the counting of tokens."""
         self.stop_strings = StopStrings(self.stop.strings, is_included=self.stop.is_included)
-        self.row_state = RowState(self.prompt_ids, self.generated_ids)
+        self.row_state = RowState(self.prompt_ids, self.generated_ids, self.constraint)
         self._verified = bytearray()  # for each generated token computed: 1 if in a chunk, as part of a verified draft
         if self.shared_prompt is not None:
             self.shared_prompt.members.append(self)
@@ -163,6 +166,11 @@ class Request:
     def num_generated(self) -> int:
         """Tokens generated so far."""
         return len(self.generated_ids)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of the tokens generated; 0 where they are not reported."""
+        return self.sum_logprobs / max(1, len(self.generated_ids))
 
     @property
     def num_tokens(self) -> int:
@@ -206,7 +214,7 @@ class Request:
         Depends on the request's own tokens only, never on load. An odd number, so that they and the token before them
         make an even chunk, and fewer than may still be generated.
         """
-        if self.speculation is None or self.is_prefilling or not self.is_caught_up:
+        if self.speculation is None or self.constraint is not None or self.is_prefilling or not self.is_caught_up:
             return ()
         limit = min(self.stop.max_tokens - self.num_generated - 1, self.speculation.num_draft_tokens)
         drafted = self.speculation.draft(self.prompt_ids, self.generated_ids)[: max(limit, 0)]

@@ -3,6 +3,8 @@
 Separate from the request because the limits are the engine's: the model's vocabulary and the tokens that a row holds.
 """
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from service.engine.request import Request
@@ -18,6 +20,16 @@ class InvalidRequestError(ValueError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+@contextlib.contextmanager
+def blaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Name the field that a client sent, where the engine's own name for it differs."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class RequestLimits:
         self._check_prompt(request.prompt_ids)
         self._check_lengths(request)
         for name, token_ids in _named_token_ids(request).items():
-            self._check_ids(name, token_ids)
+            self.check_ids(name, token_ids)
         count = request.prompt_logprobs
         if count is not None and not 0 <= count <= MAX_PROMPT_LOGPROBS:
             raise InvalidRequestError(
@@ -46,7 +58,7 @@ class RequestLimits:
     def _check_prompt(self, prompt_ids: tuple[int, ...]) -> None:
         if not prompt_ids:
             raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
-        self._check_ids("prompt", prompt_ids)
+        self.check_ids("prompt", prompt_ids)
         if len(prompt_ids) >= self.context_tokens:
             raise InvalidRequestError(
                 f"the prompt has {len(prompt_ids)} tokens; this model's context holds {self.context_tokens} tokens, "
@@ -70,7 +82,12 @@ class RequestLimits:
                 f"min_tokens is {min_tokens}; it must be at most max_tokens, {max_tokens}", "min_tokens"
             )
 
-    def _check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
+    def check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
+        """Refuse ids out of the vocabulary. name: of the field that has them.
+
+        Raises:
+            InvalidRequestError: the first bad one.
+        """
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             bad = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise InvalidRequestError(

@@ -137,6 +137,7 @@ def answers_in_company(
     return [answer_of(request) for request in requests], counts
 
 
+@pytest.mark.timeout(900)  # 64 prompts twice: minutes on a slow machine
 @pytest.mark.parametrize(
     ("precision", "num_prompts", "longest", "chunk_tokens"), [("int8", 64, 1500, 97), ("fp32", 16, 400, 256)]
 )

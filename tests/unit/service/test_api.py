@@ -58,9 +58,14 @@ def test_a_chat_answer_has_the_fields_that_openai_clients_read(client: TestClien
     assert body["object"] == "chat.completion"
     assert body["model"] == MODEL_ID
     prompt = "<user>hi\n<assistant>"
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": answer_to(prompt, 8)}
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": answer_to(prompt, 8),
+        "refusal": None,
+    }
     assert body["choices"][0]["finish_reason"] == "length"
-    assert body["usage"] == {"prompt_tokens": len(prompt), "completion_tokens": 8, "total_tokens": len(prompt) + 8}
+    counts = {"prompt_tokens": len(prompt), "completion_tokens": 8, "total_tokens": len(prompt) + 8}
+    assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
 def test_a_completion_continues_text_or_token_ids_alike(client: TestClient) -> None:
@@ -156,7 +161,7 @@ BAD_REQUESTS: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/completions", {**COMPLETION, "stop": ""}, 400, "stop", "at least 1 character"),
     ("/v1/completions", {**COMPLETION, "stop": ["a"] * 17}, 400, "stop", "at most 16 items"),
     ("/v1/completions", {**COMPLETION, "stream": "yes"}, 400, "stream", "valid boolean"),
-    ("/v1/completions", {**COMPLETION, "n": 2}, 400, "n", "less than or equal to 1"),
+    ("/v1/completions", {**COMPLETION, "n": 17}, 400, "n", "less than or equal to 16"),
     ("/v1/completions", {**COMPLETION, "frequency": 1}, 400, "frequency", "frequency is not a field of this request"),
     (
         "/v1/completions",

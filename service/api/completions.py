@@ -1,0 +1,180 @@
+"""POST /v1/completions, as the OpenAI clients speak it."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api import logprobs
+from service.api.dependencies import GeneratorDependency
+from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
+from service.api.parameters import Choosing
+from service.api.responses import GENERATION_ERRORS, json_response
+from service.api.streaming import SILENCE_S, EventStream
+from service.engine.request import TokenEvent
+from service.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ERRORS)
+
+Choice = dict[str, Any]
+
+
+@router.post("/completions", response_model=CompletionResponse)
+async def completions(body: CompletionRequest, http_request: Request, generator: GeneratorDependency) -> Response:
+    """Continue a prompt, or several."""
+    generation = await _submit(body, generator, Caller.of(http_request))
+    writer = CompletionWriter(generation, body, generator)
+    if body.stream:
+        return EventStream(_chunks(generation, writer, body), generation.close)
+    choices = await finish(generation, http_request, lambda: _fold(generation, writer))
+    answer = CompletionResponse(
+        id=generation.id,
+        created=generation.created,
+        model=generation.model_id,
+        choices=_best(choices, generation, body.n),
+        usage=generation.usage(),
+    )
+    unused = None if body.prompt_logprobs is not None else {"choices": {"__all__": {"prompt_logprobs"}}}
+    return json_response(answer, headers=timing_headers(generation), leaves_out=unused)
+
+
+async def _submit(body: CompletionRequest, generator: Generator, caller: Caller) -> Generation:
+    generator.check_model(body.model)
+    truncate_to = generator.truncation(body, body.max_tokens)
+    prompts = [await generator.prompts.of(prompt, truncate_to) for prompt in body.prompts]
+    best_of = body.best_of or body.n
+    shown = body.logprobs if body.logprobs is not None or best_of == body.n else 0  # the likeliest must be known
+    prompt_logprobs = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
+        prompt_logprobs = max(body.logprobs, body.prompt_logprobs or 0)
+    choosing = Choosing(best_of, body.max_tokens, shown)
+    return await generator.submit("cmpl", Submission(prompts, body, choosing, caller, prompt_logprobs))
+
+
+class CompletionWriter:
+    """Turns events into choices of chunks; an unstreamed answer is these chunks put together."""
+
+    def __init__(self, generation: Generation, body: CompletionRequest, generator: Generator) -> None:
+        self._generation = generation
+        self._body = body
+        self._tokenizer = generator.prompts.tokenizer
+        self._offsets: dict[int, int] = {}  # of each answer that has begun: characters of its tokens so far
+
+    def write(self, index: int, event: TokenEvent) -> Choice:
+        """The choice of the chunk that an event makes."""
+        is_first = index not in self._offsets
+        self._offsets.setdefault(index, 0)
+        choice: Choice = {
+            "index": index,
+            "text": event.text,
+            "logprobs": None,
+            "finish_reason": event.finish_reason,
+            "stop_reason": event.stop_reason,
+        }
+        if self._body.logprobs is not None:
+            choice["logprobs"] = self._columns(index, event, with_prompt=is_first and self._body.echo)
+        if is_first and self._body.echo:
+            choice["text"] = self._prompt_text(index) + event.text
+        if is_first and self._body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, self._first_request(index))
+        return choice
+
+    def says_something(self, choice: Choice) -> bool:
+        """Whether a chunk is worth sending: text held back for the next one is not."""
+        return bool(choice["text"] or choice["finish_reason"] or choice["logprobs"] or "prompt_logprobs" in choice)
+
+    def _first_request(self, index: int) -> Any:
+        """The request that computed the prompt of an answer, and so its log-probabilities."""
+        num_choices = self._generation.submission.choosing.num_choices
+        return self._generation.requests[index // num_choices * num_choices]
+
+    def _prompt_text(self, index: int) -> str:
+        prompt = self._generation.prompt_of(index)
+        return self._tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
+
+    def _columns(self, index: int, event: TokenEvent, *, with_prompt: bool) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        if with_prompt:
+            request = self._first_request(index)
+            first = (logprobs.readable(self._tokenizer, request.prompt_ids[0]), None, None)
+            self._append(index, columns, first)
+            for token_id, known in zip(request.prompt_ids[1:], request.prompt_token_logprobs, strict=True):
+                self._append(index, columns, logprobs.completion_entry(self._tokenizer, token_id, known))
+        if event.token_id is not None and event.logprobs is not None:
+            self._append(index, columns, logprobs.completion_entry(self._tokenizer, event.token_id, event.logprobs))
+        return columns
+
+    def _append(self, index: int, columns: dict[str, list[Any]], entry: tuple[str, float | None, Any]) -> None:
+        for name, value in zip(("tokens", "token_logprobs", "top_logprobs"), entry, strict=True):
+            columns[name].append(value)
+        columns["text_offset"].append(self._offsets[index])
+        self._offsets[index] += len(entry[0])
+
+
+async def _chunks(
+    generation: Generation, writer: CompletionWriter, body: CompletionRequest
+) -> AsyncGenerator[dict[str, Any] | None, None]:
+    """The chunks of a streamed answer, then the usage if asked for."""
+    frame: dict[str, Any] = {
+        "id": generation.id,
+        "object": "text_completion",
+        "created": generation.created,
+        "model": generation.model_id,
+    }
+    if body.include_usage:
+        frame["usage"] = None
+    async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
+        async for item in events:
+            if item is None:
+                yield None
+                continue
+            choice = writer.write(*item)
+            if writer.says_something(choice):
+                if body.continuous_usage:
+                    frame["usage"] = generation.usage().model_dump()
+                yield {**frame, "choices": [choice]}
+    if body.include_usage:
+        yield {**frame, "choices": [], "usage": generation.usage().model_dump()}
+
+
+async def _fold(generation: Generation, writer: CompletionWriter) -> list[Choice]:
+    """The chunks' choices put together, by index."""
+    folded: dict[int, Choice] = {}
+    async with contextlib.aclosing(generation.events()) as events:
+        async for index, event in events:
+            choice = writer.write(index, event)
+            whole = folded.setdefault(index, {**choice, "text": [], "logprobs": []})
+            whole["text"].append(choice["text"])
+            whole["logprobs"].append(choice["logprobs"])
+            whole |= {"finish_reason": choice["finish_reason"], "stop_reason": choice["stop_reason"]}
+    for whole in folded.values():
+        whole["text"] = "".join(whole["text"])
+        whole["logprobs"] = _joined([columns for columns in whole["logprobs"] if columns is not None])
+    return [folded[index] for index in sorted(folded)]
+
+
+def _joined(parts: list[dict[str, list[Any]]]) -> dict[str, list[Any]] | None:
+    if not parts:
+        return None
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _best(choices: list[Choice], generation: Generation, n: int) -> list[CompletionChoice]:
+    """The `n` likeliest answers of each prompt, likeliest first, numbered anew; all of them if no more were made."""
+    made = generation.submission.choosing.num_choices
+    if made > n:
+        by_prompt = [choices[start : start + made] for start in range(0, len(choices), made)]
+        choices = [choice for group in by_prompt for choice in _likeliest(group, generation)[:n]]
+    numbered: Iterable[tuple[int, Choice]] = enumerate(choices)
+    return [
+        CompletionChoice(
+            **{**choice, "index": index, "logprobs": choice["logprobs"] and CompletionLogprobs(**choice["logprobs"])}
+        )
+        for index, choice in numbered
+    ]
+
+
+def _likeliest(choices: list[Choice], generation: Generation) -> list[Choice]:
+    """By mean log-probability per token, falling."""
+    return sorted(choices, key=lambda choice: -generation.requests[choice["index"]].mean_logprob)

@@ -1,0 +1,119 @@
+"""From text or messages to token ids: the chat template, tokenising off the event loop, truncation.
+
+Separate from the generator because /tokenize does the same without generating.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.chat import ChatTemplate, ChatTemplateError
+from model.tokenizer import Tokenizer
+from service.api.errors import ApiError
+from service.engine.request_check import CONTEXT_EXCEEDED, InvalidRequestError
+from service.schemas.chat import AssistantMessage, ChatMessage, Tool, ToolCallMessage, text_of
+
+LONG_TEXT_CHARACTERS = 20_000  # longer texts are tokenised off the event loop, which must keep streams flowing
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's token ids. text: as it was given, None where ids were given."""
+
+    ids: tuple[int, ...]
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Makes prompts for one model."""
+
+    model_id: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    context_tokens: int
+    _one_long_text: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+    async def of(self, prompt: str | Sequence[int], truncate_to: int | None = None) -> Prompt:
+        """A plain prompt, text or token ids.
+
+        Raises:
+            InvalidRequestError: the text could not fit, however it is cut into tokens.
+        """
+        if not isinstance(prompt, str):
+            return Prompt(_truncated(tuple(prompt), truncate_to))
+        ids = await self.encode(prompt, may_be_cut=truncate_to is not None)
+        kept = _truncated(tuple(ids), truncate_to)
+        return Prompt(kept, prompt if len(kept) == len(ids) else self.tokenizer.decode(kept))
+
+    async def of_messages(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        truncate_to: int | None = None,
+    ) -> Prompt:
+        """A conversation, rendered with the model's template.
+
+        Raises:
+            ApiError: the model has no template. InvalidRequestError, ChatTemplateError: the messages cannot be used.
+        """
+        if self.chat_template is None:
+            message = f"model {self.model_id!r} has no chat template; use /v1/completions"
+            raise ApiError(400, message, param="messages", code="no_chat_template")
+        rendered = self.chat_template.render(
+            [_template_message(message, index) for index, message in enumerate(messages)],
+            tools=[tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools],
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        ids = await self.encode(rendered, add_special_tokens=False, may_be_cut=truncate_to is not None)
+        return Prompt(_truncated(tuple(ids), truncate_to), rendered)
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True, may_be_cut: bool = False) -> list[int]:
+        """Token ids of a text, refused unread if no tokens of the model could make it fit.
+
+        Raises:
+            InvalidRequestError: the text is too long.
+        """
+        limit = self.context_tokens * self.tokenizer.longest_token_characters
+        if len(text) > limit and not may_be_cut:
+            message = (
+                f"the prompt has {len(text)} characters; the context of {self.context_tokens} tokens "
+                f"cannot hold more than {limit}"
+            )
+            raise InvalidRequestError(message, "prompt", CONTEXT_EXCEEDED)
+        if len(text) < LONG_TEXT_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        async with self._one_long_text:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+def _truncated(ids: tuple[int, ...], truncate_to: int | None) -> tuple[int, ...]:
+    """The last tokens; an explicit 0 keeps none, and the empty prompt is then refused like any other."""
+    if truncate_to is None or len(ids) <= truncate_to:
+        return ids
+    return ids[len(ids) - truncate_to :]
+
+
+def _template_message(message: ChatMessage, index: int) -> dict[str, Any]:
+    """A message as templates read it."""
+    role = "system" if message.role == "developer" else message.role
+    plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        plain["tool_calls"] = [_template_call(call, index) for call in message.tool_calls]
+    return plain
+
+
+def _template_call(call: ToolCallMessage, index: int) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ChatTemplateError(f"messages.{index}: the arguments of {call.function.name!r} are not a JSON object")
+    return {"name": call.function.name, "arguments": arguments}

@@ -1,0 +1,280 @@
+"""POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from service.schemas.base import JsonObject, Text, TokenCount, Usage, WireModel, refusal
+from service.schemas.generation import OpenAIFields, StopReason
+
+MAX_MESSAGES = 2048
+MAX_PARTS = 256
+MAX_TOOLS = 128
+
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class TextPart(WireModel):
+    """A piece of a message. Attend serves text models: parts of other types are refused."""
+
+    type: Literal["text"]
+    text: Text
+
+
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    """A message's text, whichever way it was given."""
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class CalledFunction(WireModel):
+    """A function and its arguments, JSON in a string."""
+
+    name: ToolName
+    arguments: Text
+
+
+class ToolCallMessage(WireModel):
+    """A call that an earlier answer made."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class InstructionMessage(WireModel):
+    """What the model is told to be; `developer` is the newer name of `system`."""
+
+    role: Literal["system", "developer"]
+    content: Content
+
+
+class UserMessage(WireModel):
+    """What a person says."""
+
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantMessage(WireModel):
+    """What the model said. Fields that answers carry as null may be sent back as null."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: list[ToolCallMessage] | None = Field(default=None, max_length=MAX_TOOLS)
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "AssistantMessage":
+        if self.content is None and not self.tool_calls:
+            raise refusal("content", "an assistant message needs content or tool_calls")
+        return self
+
+
+class ToolMessage(WireModel):
+    """What a called function gave back."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Text
+
+
+ChatMessage = Annotated[InstructionMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class TextFormat(WireModel):
+    """Free text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(WireModel):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(WireModel):
+    """A JSON schema with a name. The answer always fits it, whatever `strict` says."""
+
+    name: ToolName
+    description: Text | None = None
+    schema_: JsonObject = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(WireModel):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class Function(WireModel):
+    """A function that the model may call. Arguments always fit `parameters`, whatever `strict` says."""
+
+    name: ToolName
+    description: Text | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class Tool(WireModel):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(WireModel):
+    """The name of a function."""
+
+    name: ToolName
+
+
+class NamedToolChoice(WireModel):
+    """This function must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ChatCompletionRequest(OpenAIFields):
+    """Answer a conversation."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: TokenCount | None = Field(
+        default=None,
+        description="The newer name of max_tokens; give one of them. Default: what the context holds.",
+    )
+    logprobs: bool = Field(default=False, description="Return the log-probability of each token of the answer.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Alternatives to report with each token; needs logprobs: true."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="Open the assistant's turn. Default: true, unless continue_final_message."
+    )
+    continue_final_message: bool = Field(
+        default=False, description="Go on with the last message instead of answering it."
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="text, json_object or json_schema.")
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS, description="Functions the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        default=None, description="none, auto (default with tools), required, or one function."
+    )
+    parallel_tool_calls: bool = Field(default=True, description="Whether one answer may call several functions.")
+    store: Literal[False] = Field(default=False, description="Nothing is stored: false only.")
+    service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
+    modalities: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1, description="Text only.")
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "ChatCompletionRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise refusal("max_tokens", "max_tokens and max_completion_tokens: give one, not both")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refusal("top_logprobs", "top_logprobs needs logprobs: true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise refusal(
+                "add_generation_prompt", "add_generation_prompt and continue_final_message exclude each other"
+            )
+        self._check_tools()
+        return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise refusal("tools", "tools has two functions of the same name")
+        choice = self.tool_choice
+        if choice not in (None, "none") and not names:
+            raise refusal("tool_choice", "tool_choice needs tools")
+        if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+            raise refusal("tool_choice", f"tool_choice names {choice.function.name!r}, which is not in tools")
+        wants_form = self.response_format is not None and self.response_format.type != "text"
+        if wants_form and self.guide is not None:
+            raise refusal("response_format", "response_format and a guide cannot be given together")
+        if (wants_form or self.guide is not None) and self.uses_tools:
+            raise refusal("response_format", "response_format or a guide cannot be given with tools that may be called")
+        if self.speculation and (wants_form or self.uses_tools):
+            raise refusal("speculation", "speculation cannot be given with response_format or tools")
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether the answer may call a function."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+
+class FunctionCall(BaseModel):
+    """A called function; arguments is JSON in a string that fits the function's parameters."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """One call of the answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatAnswer(BaseModel):
+    """The message that the model wrote."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token that could have stood here."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatAnswer
+    finish_reason: str | None
+    stop_reason: StopReason = None
+    logprobs: ChatLogprobs | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+
+class ChatCompletionResponse(BaseModel):
+    """Body of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage

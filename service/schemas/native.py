@@ -1,0 +1,59 @@
+"""POST /v1/generate, Attend's own route: everything that the engine can do."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from service.schemas.base import Text, TokenCount, TokenId, Usage
+from service.schemas.generation import GenerationFields, StopReason
+
+
+class GenerateRequest(GenerationFields):
+    """Continue a prompt. `{"prompt": "…"}` is enough."""
+
+    prompt: Text | list[TokenId] = Field(description="Text, or token ids; used as it is, without a chat template.")
+    model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
+    max_tokens: TokenCount | None = Field(default=128, description="Most tokens to generate.")
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with this many alternatives."
+    )
+    return_progress: bool = Field(
+        default=False, description="With `stream`: send how much of the prompt has been computed, while it is."
+    )
+
+
+class Timings(BaseModel):
+    """Where the time of a request went, seconds."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class GeneratedText(BaseModel):
+    """One answer."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: StopReason = None
+    logprobs: list[dict[str, Any]] | None = None
+    timings: Timings
+
+
+class GenerateResponse(BaseModel):
+    """Body of /v1/generate. The fields beside `choices` are those of the first answer; `choices` is there if n > 1."""
+
+    id: str
+    model: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: StopReason = None
+    logprobs: list[dict[str, Any]] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    choices: list[GeneratedText] | None = None
+    usage: Usage
+    timings: Timings

@@ -1,0 +1,280 @@
+"""POST /v1/responses: OpenAI's newer API, for text and functions. Nothing is stored between requests."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from service.schemas.base import JsonObject, Text, TokenCount, WireModel, refusal
+from service.schemas.chat import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    AssistantMessage,
+    CalledFunction,
+    ChatMessage,
+    Function,
+    InstructionMessage,
+    JsonObjectFormat,
+    TextFormat,
+    Tool,
+    ToolCallMessage,
+    ToolMessage,
+    ToolName,
+    UserMessage,
+)
+from service.schemas.generation import GenerationFields
+
+
+class InputText(WireModel):
+    """A piece of text. Parts of other types are refused: Attend serves text models."""
+
+    type: Literal["input_text", "output_text"]
+    text: Text
+    annotations: Annotated[list[Any], Field(max_length=0)] = Field(default=[])
+    logprobs: Annotated[list[Any], Field(max_length=0)] = Field(default=[])
+
+
+ItemContent = Text | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
+
+
+class MessageItem(WireModel):
+    """What somebody said; an earlier answer's own item may be sent back as it was."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "system", "developer", "assistant"]
+    content: ItemContent
+    id: Text | None = None
+    status: Text | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class FunctionCallItem(WireModel):
+    """A call that an earlier answer made."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: ToolName
+    arguments: Text
+    id: Text | None = None
+    status: Text | None = None
+
+
+class FunctionOutputItem(WireModel):
+    """What a called function gave back."""
+
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: Text
+    id: Text | None = None
+    status: Text | None = None
+
+
+InputItem = MessageItem | FunctionCallItem | FunctionOutputItem
+
+
+class SchemaFormat(WireModel):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    name: ToolName
+    description: Text | None = None
+    schema_: JsonObject = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(WireModel):
+    """The form of the answer's text."""
+
+    format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] = Field(
+        default=TextFormat(type="text")
+    )
+
+
+class FunctionTool(Function):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+
+
+class FunctionChoice(WireModel):
+    """This function must be called."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+class ResponsesRequest(WireModel):
+    """Answer an input."""
+
+    model: Text = Field(description="The served model's id.")
+    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
+        description="A text, or the whole conversation so far as a list of items."
+    )
+    instructions: Text | None = Field(default=None, description="A system message in front of the input.")
+    max_output_tokens: TokenCount | None = Field(
+        default=None, description="Most tokens to generate. Default: what the context holds."
+    )
+    temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
+    stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
+    text: TextOptions = Field(default=TextOptions(), description="format: text, json_object or json_schema.")
+    tools: list[FunctionTool] = Field(default=[], max_length=MAX_TOOLS, description="Functions the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice = Field(
+        default="auto", description="none, auto, required, or one function."
+    )
+    parallel_tool_calls: bool = Field(default=True, description="Whether one answer may call several functions.")
+    truncation: Literal["disabled"] = Field(default="disabled", description="Inputs that do not fit are refused.")
+    store: Literal[False] = Field(default=False, description="Nothing is stored: false only.")
+    background: Literal[False] = Field(default=False, description="Answers are made while you wait: false only.")
+    service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
+    user: Text | None = Field(default=None, max_length=256, description="Your end user's name, for the request log.")
+    safety_identifier: Text | None = Field(default=None, max_length=256, description="The newer name of user.")
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer.")
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "ResponsesRequest":
+        names = [tool.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise refusal("tools", "tools has two functions of the same name")
+        if self.tool_choice == "required" and not names:
+            raise refusal("tool_choice", "tool_choice needs tools")
+        if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
+            raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not in tools")
+        if self.text.format.type != "text" and self.uses_tools:
+            raise refusal("text.format", "text.format cannot be given with tools that may be called")
+        return self
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether the answer may call a function."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def chat_tools(self) -> list[Tool]:
+        """The functions that may be called, as chat completions have them."""
+        chosen = self.tool_choice.name if isinstance(self.tool_choice, FunctionChoice) else None
+        tools = [tool for tool in self.tools if chosen in (None, tool.name)] if self.uses_tools else []
+        return [Tool(type="function", function=Function(**tool.model_dump(exclude={"type"}))) for tool in tools]
+
+    @property
+    def chat_messages(self) -> list[ChatMessage]:
+        """Instructions and input as chat completions have them; calls join the assistant message before them."""
+        messages: list[ChatMessage] = []
+        if self.instructions is not None:
+            messages.append(InstructionMessage(role="system", content=self.instructions))
+        items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        for item in items:
+            last = messages[-1] if messages else None
+            if isinstance(item, FunctionCallItem):
+                function = CalledFunction(name=item.name, arguments=item.arguments)
+                call = ToolCallMessage(id=item.call_id, function=function)
+                if isinstance(last, AssistantMessage):
+                    last.tool_calls = [*(last.tool_calls or ()), call]
+                else:
+                    messages.append(AssistantMessage(role="assistant", tool_calls=[call]))
+            elif isinstance(item, FunctionOutputItem):
+                messages.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=item.output))
+            elif item.role == "user":
+                messages.append(UserMessage(role="user", content=item.text))
+            elif item.role == "assistant":
+                messages.append(AssistantMessage(role="assistant", content=item.text))
+            else:
+                messages.append(InstructionMessage(role="system", content=item.text))
+        return messages
+
+    @property
+    def fields(self) -> GenerationFields:
+        """The sampling fields as the other routes have them."""
+        user = self.user if self.user is not None else self.safety_identifier
+        return GenerationFields(
+            temperature=self.temperature, top_p=self.top_p, seed=self.seed, stream=self.stream, user=user
+        )
+
+
+class OutputText(BaseModel):
+    """A piece of the answer's text."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = Field(default_factory=list)
+    logprobs: list[Any] = Field(default_factory=list)
+
+
+class OutputMessage(BaseModel):
+    """The answer's message."""
+
+    type: Literal["message"] = "message"
+    id: str
+    status: str
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText]
+
+
+class OutputCall(BaseModel):
+    """A call of the answer."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class InputTokensDetails(BaseModel):
+    """cached_tokens: input tokens that were not computed."""
+
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    """There are no reasoning tokens."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponsesUsage(BaseModel):
+    """Token counts."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = Field(default_factory=OutputTokensDetails)
+    total_tokens: int
+
+
+class IncompleteDetails(BaseModel):
+    """Why an answer is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponsesResponse(BaseModel):
+    """Body of /v1/responses."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    error: None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[OutputMessage | OutputCall]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    store: Literal[False] = False
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponsesUsage | None
+    user: str | None
+    metadata: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,51 @@
+"""POST /tokenize and /detokenize, with vLLM's field names."""
+
+from pydantic import BaseModel, Field, model_validator
+
+from service.schemas.base import Text, TokenId, WireModel, refusal
+from service.schemas.chat import MAX_MESSAGES, ChatMessage, Tool
+
+
+class TokenizeRequest(WireModel):
+    """A text, or a conversation through the model's chat template."""
+
+    model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
+    prompt: Text | None = Field(default=None, description="A text.")
+    messages: list[ChatMessage] | None = Field(
+        default=None, min_length=1, max_length=MAX_MESSAGES, description="A conversation; give this or prompt."
+    )
+    tools: list[Tool] | None = Field(default=None, description="With messages: functions the model may call.")
+    add_special_tokens: bool | None = Field(
+        default=None, description="What the model's post-processor adds; default: true for prompt, false for messages."
+    )
+    add_generation_prompt: bool = Field(default=True, description="With messages: open the assistant's turn.")
+    return_token_strs: bool = Field(default=False, description="Return each token's text too.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise refusal("prompt", "prompt or messages: give one of them")
+        return self
+
+
+class TokenizeResponse(BaseModel):
+    """Token ids of the text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(WireModel):
+    """Token ids to turn into text."""
+
+    model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
+    tokens: list[TokenId] = Field(description="Token ids.")
+    skip_special_tokens: bool = Field(default=False, description="Leave special tokens out of the text.")
+
+
+class DetokenizeResponse(BaseModel):
+    """The text of the tokens."""
+
+    prompt: str

@@ -7,6 +7,7 @@ describes what it wants (`ConstraintSpec`), has it compiled once (`ConstraintCom
 Shapes: V vocabulary of the model's logits, which may be larger than the tokenizer's.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICES = 1_000
 MAX_CHOICES_BYTES = 64 * 1024
 MAX_TOOLS = 128
+MAX_CALLS = 8  # of one answer: a small model repeats itself
 MAX_TOOLS_BYTES = 256 * 1024
 MAX_TOOLS_PROPERTIES = 4_000
 
@@ -45,9 +47,13 @@ _TEXT_RULES = r"""TEXT: /(.|\n)*/
 text_head[lazy]: /(.|\n)*<tool_call>/
 text_begin: text_head "\n"
 """
+_MOST_INTEGER = 10**18 - 1  # fits 64 bits
+_DATA_KEYWORDS = {"const", "enum", "default", "examples"}  # what they hold is data, not schemas
 _MOST_ERROR_CHARACTERS = 200
 _LEXER_ERROR = "lexer error"
 _MIN_TOKENS_BETWEEN_REBUILDS = 16
+_REPLAYED_TOKENS_PER_MASK = 64
+_MOST_LEXER_STATES = 20_000  # of 1 to 2 kB
 _MOST_WRITTEN_SYMBOLS = 5_000
 _MOST_GENERATED_SYMBOLS = 60_000  # llguidance panics above 65,525
 # llguidance descends one frame per nested rule: 3,000 rules, each naming the next, overrun the usual 8 MiB and end the
@@ -118,7 +124,7 @@ class ConstraintSpec:
             ConstraintError: there is none, there are too many, or one is empty.
         """
         if not 1 <= len(options) <= MAX_CHOICES:
-            raise ConstraintError(f"{len(options)} choices were given; allowed are 1 to {MAX_CHOICES:,}")
+            raise ConstraintError(f"{len(options):,} choices were given; allowed are 1 to {MAX_CHOICES:,}")
         if "" in options:
             raise ConstraintError(f"choice {list(options).index('')} is empty; each must have at least one character")
         _check_bytes("".join(options), "the choices together", MAX_CHOICES_BYTES)
@@ -139,14 +145,14 @@ class ConstraintSpec:
         r"""Calls of tools, each `<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>`.
 
         is_required: the answer is one call; otherwise it is free text, a call, or free text and then a call. Free text
-        may end anywhere, but `<tool_call>` in it begins a call. allows_many: more calls may follow the first, each
-        after a newline.
+        may end anywhere, but `<tool_call>` in it begins a call. allows_many: up to MAX_CALLS in all, each after a
+        newline.
 
         Raises:
             ConstraintError: too many tools, two with one name, or parameters that are too large or not an object's.
         """
         _check_tools(tools)
-        more = f"({_quoted(chr(10) + TOOL_CALL_BEGIN)} call_body)*" if allows_many else ""
+        more = f"({_quoted(chr(10) + TOOL_CALL_BEGIN)} call_body){{0,{MAX_CALLS - 1}}}" if allows_many else ""
         start = f"begin call_body {more}" if is_required else f"TEXT | text_begin call_body {more}"
         rules = [
             f"start: {start}",
@@ -161,8 +167,8 @@ class ConstraintSpec:
 class Constraint:
     """One answer's way through a constraint. Not thread-safe; copies of one prototype may be used on several threads.
 
-    The lexer's states, found as text is read, are shared by all copies of a prototype, and so is their limit: where one
-    fails, it goes on with a lexer of its own, and gives up only if that fails too within a few tokens.
+    The lexer's states, found as text is read, are shared by all copies of a prototype, and so is their limit. Where it
+    is reached, a constraint goes on with a lexer of its own, and gives up only if its own text fills that too.
     """
 
     def __init__(self, matcher: LLMatcher, vocabulary: "_Vocabulary", rebuild: Callable[[], LLMatcher]) -> None:
@@ -177,7 +183,8 @@ class Constraint:
         """Set the logits [V] of what may not come next to -inf, in place; the constraint's own state stays.
 
         End tokens are left where the answer may end here; once the constraint is finished, only they are. Usually
-        0.1 ms without the interpreter lock; llguidance's limits on a step stop hostile constraints after about 30 ms.
+        0.1 ms without the interpreter lock; llguidance's limits on a step stop hostile constraints after about 30 ms,
+        and the one change of a lexer takes as long as compiling and reading the answer again.
 
         Raises:
             ConstraintError: the constraint became too complex here, or the model has no token that may come next.
@@ -214,7 +221,9 @@ class Constraint:
             self._check()
         self._rebuilt_at = len(self._token_ids)
         self._matcher = self._rebuild()
-        for token_id in self._token_ids:
+        for position, token_id in enumerate(self._token_ids):
+            if position % _REPLAYED_TOKENS_PER_MASK == 0:
+                self._matcher.compute_bitmask()  # renews what the lexer may spend
             self._matcher.consume_token(token_id)
         self._check()
 
@@ -247,6 +256,11 @@ class ConstraintCompiler:
         self._builder_lock = threading.Lock()
         self._builder: _Builder | None = None
 
+    def warm_up(self) -> None:
+        """Read the tokenizer now, which keeps the interpreter lock for a moment, rather than at the first request."""
+        with contextlib.suppress(ConstraintError):  # a tokenizer that cannot be used is told to who asks for it
+            self.compile(ConstraintSpec.json_object())
+
     def compile(self, spec: ConstraintSpec) -> Constraint:
         """A fresh constraint for one answer.
 
@@ -264,7 +278,7 @@ class ConstraintCompiler:
 
         def rebuild() -> LLMatcher:
             self._forget(spec, prototype)
-            return builder.build(spec)
+            return builder.build(spec, is_urgent=True)
 
         return Constraint(prototype.deep_copy(), builder.vocabulary, rebuild)
 
@@ -311,10 +325,10 @@ class _Vocabulary:
 
 
 class _Builder:
-    """Builds matchers on a thread of its own, one at a time, whose stack is large enough for the deepest grammar."""
+    """Builds matchers, one at a time, on threads whose stack is large enough for the deepest grammar."""
 
     def __init__(self, tokenizer_json: str, vocab_size: int, end_token_ids: Sequence[int]) -> None:
-        """Read the tokenizer (0.3 s for 49,152 tokens) and start the thread."""
+        """Read the tokenizer (0.3 s for 49,152 tokens) and start the threads."""
         if not end_token_ids:
             raise ConstraintError("the model names no end token; a constraint needs at least one to end an answer")
         end_id = min(end_token_ids)
@@ -325,20 +339,16 @@ class _Builder:
         except ValueError as error:
             raise ConstraintError(f"constraints cannot use this tokenizer: {_one_line(str(error))}") from error
         self.vocabulary = _Vocabulary(self._tokenizer.vocab_size, vocab_size, end_token_ids, end_id)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="constraint")
-        usual_bytes = threading.stack_size(_BUILDER_STACK_BYTES)
-        try:
-            self._thread.submit(int).result()  # which starts the thread
-        finally:
-            threading.stack_size(usual_bytes)
+        self._thread, self._urgent_thread = _deep_thread(), _deep_thread()
 
-    def build(self, spec: ConstraintSpec) -> LLMatcher:
-        """A matcher at its beginning.
+    def build(self, spec: ConstraintSpec, *, is_urgent: bool = False) -> LLMatcher:
+        """A matcher at its beginning. is_urgent: do not wait for others, for an engine does.
 
         Raises:
             ConstraintError: there is none for this spec.
         """
-        return self._thread.submit(self._build, spec).result()
+        thread = self._urgent_thread if is_urgent else self._thread
+        return thread.submit(self._build, spec).result()
 
     def _build(self, spec: ConstraintSpec) -> LLMatcher:
         # As a list of one grammar: a text that begins with a brace would be read as such a list itself.
@@ -351,10 +361,21 @@ class _Builder:
         return matcher
 
 
+def _deep_thread() -> ThreadPoolExecutor:
+    """One thread with a large stack. Threads that others start meanwhile get one too; it is only address space."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="constraint")
+    usual_bytes = threading.stack_size(_BUILDER_STACK_BYTES)
+    try:
+        thread.submit(int).result()  # starts it
+    finally:
+        threading.stack_size(usual_bytes)
+    return thread
+
+
 def _limits(kind: str) -> LLParserLimits:
     """Bounds on a constraint's time and memory.
 
-    A state of the lexer takes 1 to 2 kB. Sizes are in symbols: an Earley row is checked only once it is complete, which
+    Sizes are in symbols: an Earley row is checked only once it is complete, which
     takes time quadratic in the grammar's size, so a grammar written by hand has less than a generated one.
     """
     return LLParserLimits(
@@ -362,7 +383,7 @@ def _limits(kind: str) -> LLParserLimits:
         step_lexer_fuel=200_000,
         step_max_items=50_000,
         max_items_in_row=5_000,  # 1,000 optional properties have 4,000
-        max_lexer_states=20_000,
+        max_lexer_states=_MOST_LEXER_STATES,
         max_grammar_size=_MOST_WRITTEN_SYMBOLS if kind == "grammar" else _MOST_GENERATED_SYMBOLS,
         verbose_errors=False,
     )
@@ -387,7 +408,28 @@ def _quoted(text: str) -> str:
 
 def _inline_json(schema: Mapping[str, Any]) -> str:
     """A schema within a Lark grammar; what it refers to by "#" is itself."""
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+    return "%json " + json.dumps({**_with_integer_bounds(schema), "x-guidance": _JSON_OPTIONS})
+
+
+def _with_integer_bounds(node: Any) -> Any:
+    """The schema with integers of up to 18 digits where it names no bounds: a small model goes on for ever."""
+    if isinstance(node, list):
+        return [_with_integer_bounds(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    bounded = {key: value if key in _DATA_KEYWORDS else _with_integer_bounds(value) for key, value in node.items()}
+    if node.get("type") == "integer" and "enum" not in node and "const" not in node:
+        if not {"minimum", "exclusiveMinimum"} & node.keys():
+            bounded["minimum"] = min(-_MOST_INTEGER, _number(node, "maximum"), _number(node, "exclusiveMaximum"))
+        if not {"maximum", "exclusiveMaximum"} & node.keys():
+            bounded["maximum"] = max(_MOST_INTEGER, _number(node, "minimum"), _number(node, "exclusiveMinimum"))
+    return bounded
+
+
+def _number(node: Mapping[str, Any], key: str) -> float:
+    """A bound, or 0 where there is none; one that is no number is left to llguidance to refuse."""
+    value = node.get(key, 0)
+    return value if isinstance(value, int | float) else 0
 
 
 def _check_bytes(text: str, what: str, most_bytes: int) -> int:

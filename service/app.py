@@ -1,5 +1,6 @@
 """Composition root: settings -> decoder -> engine -> api. Nothing else builds these objects."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -168,8 +169,9 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
     """The FastAPI app with its routes; its lifespan is the engine's."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine_loop.start()
+        await asyncio.to_thread(app.state.generator.constraints.warm_up)
         yield
         engine_loop.stop()
 

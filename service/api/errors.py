@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from model.chat import ChatTemplateError
 from model.sampling import InvalidSamplingError
 from service.api.limits import RateLimitedError
+from service.engine.engine import CONSTRAINT_FAILED_MESSAGE
 from service.engine.loop import EngineDrainingError, EngineUnhealthyError, QueueFullError, SubmitRefusedError
 from service.engine.request_check import InvalidRequestError
 
@@ -75,8 +76,10 @@ class ApiError(Exception):
 INTERNAL_ERROR = ApiError(500, "an internal error occurred; it has been logged", "server_error", code="internal_error")
 
 
-def engine_failure(message: str) -> ApiError:
-    """The end of a request that the engine could not finish."""
+def answer_failed(message: str) -> ApiError:
+    """The end of a request that could not be finished: by its own constraint, or by the engine."""
+    if message.startswith(CONSTRAINT_FAILED_MESSAGE):
+        return ApiError(400, message, code="invalid_constraint")
     return ApiError(500, message, "server_error", code="engine_failed")
 
 

@@ -18,7 +18,7 @@ from fastapi import Request as HttpRequest
 
 from model.bundle import Manifest
 from model.constraint import Constraint, ConstraintCompiler
-from service.api.errors import ApiError, deadline_passed, engine_failure, unknown_model
+from service.api.errors import ApiError, answer_failed, deadline_passed, unknown_model
 from service.api.limits import Lease, Limiter
 from service.api.parameters import Choosing, blaming_form, choice_seed, guide_form, sampling_params, stop_conditions
 from service.api.prompts import Prompt, PromptMaker
@@ -106,7 +106,7 @@ class Generation:
                     yield None
                     continue
                 if event.finish_reason is FinishReason.ERROR:
-                    raise engine_failure(event.error or "the engine failed")
+                    raise answer_failed(event.error or "the engine failed")
                 if event.finish_reason is FinishReason.DEADLINE:
                     raise deadline_passed()
                 yield self._indices[event.request], event

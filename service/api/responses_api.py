@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from model.constraint import ConstraintSpec
+from service.api import logprobs
 from service.api.chat import tool_form
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
@@ -41,22 +42,25 @@ Item = OutputMessage | OutputCall
 async def responses(body: ResponsesRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Answer an input. Streamed: the events of OpenAI's Responses API."""
     generation = await _submit(body, generator, Caller.of(http_request))
+    writer = ResponseWriter(generation, body, generator)
     if body.stream:
-        return EventStream(_events(generation, body), generation.close, is_named=True)
-    writer = ResponseWriter(generation, body)
+        return EventStream(_events(generation, writer), generation.close, is_named=True)
     await finish(generation, http_request, lambda: _fold(generation, writer))
-    return json_response(writer.response(), headers=timing_headers(generation))
+    unused = set() if body.prompt_logprobs is not None else {"prompt_logprobs"}
+    return json_response(writer.response(), headers=timing_headers(generation), leaves_out=unused)
 
 
 async def _submit(body: ResponsesRequest, generator: Generator, caller: Caller) -> Generation:
     generator.check_model(body.model)
     with blaming({"prompt": "input", "max_tokens": "max_output_tokens"}):
-        prompt = await generator.prompts.of_messages(body.chat_messages, body.chat_tools)
+        truncate_to = generator.truncation(body.fields, body.max_output_tokens)
+        prompt = await generator.prompts.of_messages(body.chat_messages, body.chat_tools, truncate_to=truncate_to)
         form_field = "tools" if body.uses_tools else "text.format"
         with blaming_form(form_field):
             form = _answer_form(body)
-        choosing = Choosing(max_tokens=body.max_output_tokens, constraint=form, form_field=form_field)
-        return await generator.submit("resp", Submission([prompt], body.fields, choosing, caller))
+        choosing = Choosing(max_tokens=body.max_output_tokens, constraint=form, form_field=form_field if form else None)
+        submission = Submission([prompt], body.fields, choosing, caller, body.prompt_logprobs)
+        return await generator.submit("resp", submission)
 
 
 def _answer_form(body: ResponsesRequest) -> ConstraintSpec | None:
@@ -75,9 +79,10 @@ def _answer_form(body: ResponsesRequest) -> ConstraintSpec | None:
 class ResponseWriter:
     """Turns a request's events into those of the Responses API, and collects the answer's items on the way."""
 
-    def __init__(self, generation: Generation, body: ResponsesRequest) -> None:
+    def __init__(self, generation: Generation, body: ResponsesRequest, generator: Generator) -> None:
         self._generation = generation
         self._body = body
+        self._tokenizer = generator.prompts.tokenizer
         self._parser = ToolCallParser() if body.uses_tools else None
         self._numbers = itertools.count()
         self._items: list[Item] = []
@@ -86,7 +91,7 @@ class ResponseWriter:
     def opening(self) -> Iterator[Event]:
         """The events that open an answer."""
         for kind in ("response.created", "response.in_progress"):
-            yield self._event(kind, response=self.response().model_dump())
+            yield self._event(kind, response=self._dumped())
 
     def write(self, event: TokenEvent) -> Iterator[Event]:
         """The events that one of the engine's makes; after the last one the answer is closed."""
@@ -101,7 +106,12 @@ class ResponseWriter:
             yield from self._close_item()
             self._end = event.finish_reason
             kind = "response.incomplete" if self._end is FinishReason.LENGTH else "response.completed"
-            yield self._event(kind, response=self.response().model_dump())
+            yield self._event(kind, response=self._dumped())
+
+    def _dumped(self) -> dict[str, Any]:
+        """The answer as it is now, for events; what was not asked for is left out."""
+        unused = set() if self._body.prompt_logprobs is not None else {"prompt_logprobs"}
+        return self.response().model_dump(exclude=unused)
 
     def response(self) -> ResponsesResponse:
         """The answer as it is now."""
@@ -123,7 +133,13 @@ class ResponseWriter:
             top_p=body.top_p,
             usage=None if self._end is None else self._usage(),
             user=body.user,
+            prompt_logprobs=self._prompt_logprobs(),
         )
+
+    def _prompt_logprobs(self) -> list[dict[str, Any] | None] | None:
+        if self._body.prompt_logprobs is None or self._end is None:
+            return None
+        return logprobs.prompt_entries(self._tokenizer, self._generation.requests[0])
 
     def _usage(self) -> ResponsesUsage:
         usage = self._generation.usage()
@@ -196,8 +212,7 @@ class ResponseWriter:
         yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item.model_dump())
 
 
-async def _events(generation: Generation, body: ResponsesRequest) -> AsyncGenerator[Event | None, None]:
-    writer = ResponseWriter(generation, body)
+async def _events(generation: Generation, writer: ResponseWriter) -> AsyncGenerator[Event | None, None]:
     for opening in writer.opening():
         yield opening
     async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:

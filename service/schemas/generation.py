@@ -38,32 +38,9 @@ class StructuredOutputs(WireModel):
     grammar: Text | None = Field(default=None, description="The answer is derived from this Lark grammar.")
 
 
-class GenerationFields(WireModel):
-    """What every generation route accepts."""
+class EngineFields(WireModel):
+    """What the engine can do beyond OpenAI's fields; accepted on every generation route. Most names are vLLM's."""
 
-    max_tokens: TokenCount | None = Field(default=None, description="Most tokens to generate.")
-    temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
-        default=None, description="End before any of these texts; they are not returned. Up to 16."
-    )
-    seed: int | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer. Random if not given."
-    )
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Number of answers; the prompt is computed once.")
-    stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
-    presence_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Subtracted from the logits of tokens that the answer has."
-    )
-    frequency_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Subtracted for each time that the answer has a token."
-    )
-    logit_bias: dict[TokenKey, Bias] | None = Field(
-        default=None, max_length=MAX_NAMED_TOKENS, description="Added to the logits of these token ids, -100 to 100."
-    )
-    user: Text | None = Field(
-        default=None, max_length=256, description="Your end user's name; written to the request log of the service."
-    )
     top_k: int = Field(default=0, ge=-1, le=MAX_INTEGER, description="Sample among this many; 0 or -1: all.")
     min_p: float = Field(
         default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
@@ -110,11 +87,6 @@ class GenerationFields(WireModel):
     )
 
     @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a tuple, whichever way it was given."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
     def guides(self) -> list[tuple[str, str, object]]:
         """Every constraint given: the field, its kind, its value."""
         given = [(f"guided_{kind}", kind, getattr(self, f"guided_{kind}")) for kind in GUIDES]
@@ -134,7 +106,7 @@ class GenerationFields(WireModel):
         return self.guides[0][0] if self.guides else None
 
     @model_validator(mode="after")
-    def _one_guide(self) -> "GenerationFields":
+    def _one_guide(self) -> "EngineFields":
         given = [field for field, _, _ in self.guides]
         if self.structured_outputs is not None and not any(field.startswith("structured") for field in given):
             message = "structured_outputs is empty; give one of regex, choice, json, grammar"
@@ -144,6 +116,39 @@ class GenerationFields(WireModel):
         if given and self.speculation:
             raise refusal("speculation", f"speculation and {given[0]} cannot be given together")
         return self
+
+
+class GenerationFields(EngineFields):
+    """What the generation routes share: OpenAI's sampling fields, and the engine's own."""
+
+    max_tokens: TokenCount | None = Field(default=None, description="Most tokens to generate.")
+    temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
+        default=None, description="End before any of these texts; they are not returned. Up to 16."
+    )
+    seed: int | None = Field(
+        default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer. Random if not given."
+    )
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Number of answers; the prompt is computed once.")
+    stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Subtracted from the logits of tokens that the answer has."
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Subtracted for each time that the answer has a token."
+    )
+    logit_bias: dict[TokenKey, Bias] | None = Field(
+        default=None, max_length=MAX_NAMED_TOKENS, description="Added to the logits of these token ids, -100 to 100."
+    )
+    user: Text | None = Field(
+        default=None, max_length=256, description="Your end user's name; written to the request log of the service."
+    )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whichever way it was given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class StreamOptions(WireModel):

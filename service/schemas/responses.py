@@ -22,7 +22,7 @@ from service.schemas.chat import (
     ToolName,
     UserMessage,
 )
-from service.schemas.generation import GenerationFields
+from service.schemas.generation import EngineFields, GenerationFields
 
 
 class InputText(WireModel):
@@ -107,7 +107,7 @@ class FunctionChoice(WireModel):
     name: ToolName
 
 
-class ResponsesRequest(WireModel):
+class ResponsesRequest(EngineFields):
     """Answer an input."""
 
     model: Text = Field(description="The served model's id.")
@@ -144,8 +144,13 @@ class ResponsesRequest(WireModel):
             raise refusal("tool_choice", "tool_choice needs tools")
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not in tools")
-        if self.text.format.type != "text" and self.uses_tools:
-            raise refusal("text.format", "text.format cannot be given with tools that may be called")
+        has_form = self.text.format.type != "text"
+        if has_form and (self.uses_tools or self.guide is not None):
+            raise refusal("text.format", "text.format cannot be given with a guide or tools that may be called")
+        if self.uses_tools and self.guide is not None:
+            raise refusal("tools", f"{self.guide_field} cannot be given with tools that may be called")
+        if self.speculation and (has_form or self.uses_tools):
+            raise refusal("speculation", "speculation cannot be given with text.format or tools")
         return self
 
     @property
@@ -190,8 +195,9 @@ class ResponsesRequest(WireModel):
     def fields(self) -> GenerationFields:
         """The sampling fields as the other routes have them."""
         user = self.user if self.user is not None else self.safety_identifier
+        own = {name: getattr(self, name) for name in EngineFields.model_fields}
         return GenerationFields(
-            temperature=self.temperature, top_p=self.top_p, seed=self.seed, stream=self.stream, user=user
+            **own, temperature=self.temperature, top_p=self.top_p, seed=self.seed, stream=self.stream, user=user
         )
 
 
@@ -278,3 +284,4 @@ class ResponsesResponse(BaseModel):
     usage: ResponsesUsage | None
     user: str | None
     metadata: dict[str, str] = Field(default_factory=dict)
+    prompt_logprobs: list[dict[str, Any] | None] | None = None

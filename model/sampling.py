@@ -13,6 +13,7 @@ import numpy.typing as npt
 MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20
 MAX_PENALTY = 2.0
+MIN_REPETITION_PENALTY = 0.01  # near 0 it would divide logits into infinities
 MAX_BIAS = 100.0
 
 
@@ -55,7 +56,7 @@ class SamplingParams:
 
     temperature: 0 (greedy) to 2. top_k: keep this many of the likeliest, 0 keeps all. top_p: keep the likeliest that
     together reach this mass, (0, 1]. min_p: drop what is less likely than this share of the likeliest, [0, 1].
-    repetition_penalty: divides the (positive) logits of tokens seen in prompt or answer, (0, 2] (Keskar et al. 2019).
+    repetition_penalty: divides the (positive) logits of tokens in prompt or answer, [0.01, 2] (Keskar et al. 2019).
     presence_penalty, frequency_penalty: subtracted once, or per occurrence, from tokens of the answer, [-2, 2].
     logit_bias: added to these tokens' logits, [-100, 100]. allowed_token_ids: nothing else is chosen, if given.
     banned_token_ids: never chosen. banned_sequences: their last token is not chosen behind the others. min_tokens:
@@ -87,7 +88,7 @@ class SamplingParams:
         _check("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check("top_p", self.top_p, 0.0, 1.0, excludes_low=True)
         _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repetition_penalty", self.repetition_penalty, 0.0, 2.0, excludes_low=True)
+        _check("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 2.0)
         _check("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check("top_k", self.top_k, 0, 2**31)

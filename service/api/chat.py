@@ -11,7 +11,7 @@ from service.api import logprobs
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
-from service.api.responses import GENERATION_ERRORS, json_response
+from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import SILENCE_S, EventStream
 from service.api.tool_calls import ToolCallParser
 from service.engine.request import FinishReason, TokenEvent
@@ -29,7 +29,7 @@ from service.schemas.chat import (
     ToolCall,
 )
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ERRORS)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ANSWERS)
 
 Choice = dict[str, Any]
 

@@ -6,16 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from model.sampler import TokenLogprobs
+from model.tokenizer import IncrementalDetokenizer
 from service.api import logprobs
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing
-from service.api.responses import GENERATION_ERRORS, json_response
+from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import SILENCE_S, EventStream
 from service.engine.request import TokenEvent
 from service.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ERRORS)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ANSWERS)
 
 Choice = dict[str, Any]
 
@@ -59,7 +61,8 @@ class CompletionWriter:
         self._generation = generation
         self._body = body
         self._tokenizer = generator.prompts.tokenizer
-        self._offsets: dict[int, int] = {}  # of each answer that has begun: characters of its tokens so far
+        self._offsets: dict[int, int] = {}  # of each answer that has begun: characters of its text so far
+        self._detokenizers: dict[int, IncrementalDetokenizer] = {}  # which say how far each token brings the text
 
     def write(self, index: int, event: TokenEvent) -> Choice:
         """The choice of the chunk that an event makes."""
@@ -97,19 +100,23 @@ class CompletionWriter:
         columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         if with_prompt:
             request = self._first_request(index)
-            first = (logprobs.readable(self._tokenizer, request.prompt_ids[0]), None, None)
-            self._append(index, columns, first)
+            self._append(index, columns, request.prompt_ids[0], None)
             for token_id, known in zip(request.prompt_ids[1:], request.prompt_token_logprobs, strict=True):
-                self._append(index, columns, logprobs.completion_entry(self._tokenizer, token_id, known))
+                self._append(index, columns, token_id, known)
         if event.token_id is not None and event.logprobs is not None:
-            self._append(index, columns, logprobs.completion_entry(self._tokenizer, event.token_id, event.logprobs))
+            self._append(index, columns, event.token_id, event.logprobs)
         return columns
 
-    def _append(self, index: int, columns: dict[str, list[Any]], entry: tuple[str, float | None, Any]) -> None:
+    def _append(self, index: int, columns: dict[str, list[Any]], token_id: int, known: TokenLogprobs | None) -> None:
+        entry: tuple[str, float | None, Any] = (logprobs.readable(self._tokenizer, token_id), None, None)
+        if known is not None:
+            entry = logprobs.completion_entry(self._tokenizer, token_id, known)
         for name, value in zip(("tokens", "token_logprobs", "top_logprobs"), entry, strict=True):
             columns[name].append(value)
         columns["text_offset"].append(self._offsets[index])
-        self._offsets[index] += len(entry[0])
+        skips = self._body.skip_special_tokens
+        detokenizer = self._detokenizers.setdefault(index, self._tokenizer.incremental(skip_special_tokens=skips))
+        self._offsets[index] += len(detokenizer.push(token_id))
 
 
 async def _chunks(

@@ -5,6 +5,7 @@ leak nothing.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,15 +31,23 @@ REFUSED_FIELDS = {
     "function_call": "it is deprecated; use tool_choice",
     "functions": "it is deprecated; use tools",
     "include": "there is nothing more to include",
-    "logit_processors": "code in requests is never run",
+    "grammar": "this service calls it guided_grammar",
+    "json_schema": "this service calls it guided_json",
+    "logits_processors": "code in requests is never run",
     "max_output_tokens": "this route calls it max_tokens",
-    "metadata": "nothing is stored",
+    "max_tokens": "this route calls it max_output_tokens",
+    "n": "this route gives one answer",
+    "n_predict": "this service calls it max_tokens",
     "name": "chat templates have no place for it; write it into the content",
     "prediction": "use speculation: true, which needs no text",
     "previous_response_id": "nothing is stored; send the whole conversation as input",
     "prompt_cache_key": "equal prompts are found by their tokens; cache_salt keeps them apart",
     "reasoning": "the served model does not reason apart from its answer",
     "reasoning_effort": "the served model does not reason apart from its answer",
+    "repeat_penalty": "this service calls it repetition_penalty",
+    "return_token_ids": "/v1/generate returns token ids",
+    "stop": "this route has stop_token_ids only",
+    "stream_options": "this route always ends with the token counts",
     "suffix": "the served model cannot fill in a middle",
     "use_beam_search": "use best_of on /v1/completions",
     "verbosity": "use max_tokens, or ask for it in a message",
@@ -85,7 +94,9 @@ def answer_failed(message: str) -> ApiError:
 
 def deadline_passed() -> ApiError:
     """The end of a request whose own deadline passed."""
-    return ApiError(408, "the request's deadline passed before its answer was complete", "timeout", code="deadline")
+    message = "the request's deadline passed before its answer was complete"
+    headers = {"x-should-retry": "false"}  # OpenAI's clients would try twice more, with the same deadline
+    return ApiError(408, message, "timeout", code="deadline", headers=headers)
 
 
 def unknown_model(given: str, served: str) -> ApiError:
@@ -179,7 +190,10 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, message, param=name, code="unknown_field")
     if first["type"] == "missing":
         return ApiError(400, f"{name} is missing", param=name, code="missing_field")
-    message = f"{name}: {_lower_first(str(first['msg']))}{_given(first.get('input'))}"
+    reason = _lower_first(str(first["msg"]))
+    if isinstance(first.get("input"), str):  # pydantic's words for a text that something has checked before
+        reason = re.sub(r"\bitem(s?) after validation", r"character\1", reason)
+    message = f"{name}: {reason}{_given(first.get('input'))}"
     return ApiError(400, message, param=name, code="invalid_value")
 
 
@@ -190,11 +204,18 @@ def _most_telling(violations: Sequence[Any]) -> Any:
     """
     field_name = violations[0]["loc"][:2]
     same_field = [violation for violation in violations if violation["loc"][:2] == field_name]
-    return max(same_field, key=lambda v: (_field_name(v["loc"]).count("."), not v["type"].endswith("_type")))
+    return max(same_field, key=_telling)
+
+
+def _telling(violation: Any) -> tuple[bool, int, bool]:
+    """A list of a wrong length is one of the right type, whatever its items would be to the other types."""
+    kind = violation["type"]
+    depth = _field_name(violation["loc"]).count(".")
+    return kind in ("too_long", "too_short"), depth, not kind.endswith("_type")
 
 
 # Where a location has the branch of a tagged union in it, which is no field: after which first part, at which place.
-TAGS = {("messages", 2), ("input", 2), ("response_format", 1), ("text", 2)}
+TAGS = {("messages", 2), ("input", 3), ("response_format", 1), ("text", 2)}
 TAG_NAMES = {"system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema"}
 TAG_NAMES |= {"message", "function_call", "function_call_output"}
 
@@ -208,7 +229,8 @@ def _field_name(location: Sequence[int | str], *, keep_last: bool = False) -> st
         inner = _field_name(location[:-1])
         return _shorten(f"{inner}.{location[-1]}" if inner else str(location[-1]))
     named = [part for at, part in enumerate(location) if not (at and (location[0], at) in TAGS and part in TAG_NAMES)]
-    parts = [str(part) for part in named if isinstance(part, int) or part.isidentifier()]
+    # the branches of other unions read `str` or `list[…]` or are named like our classes, which no field is
+    parts = [str(part) for part in named if isinstance(part, int) or (part.isidentifier() and not part[0].isupper())]
     while len(parts) > 1 and parts[-1] in ("str", "int", "float", "bool"):
         parts.pop()
     return _shorten(".".join(parts))
@@ -216,9 +238,12 @@ def _field_name(location: Sequence[int | str], *, keep_last: bool = False) -> st
 
 def _given(value: object) -> str:
     """What was given, where it is short enough to show."""
-    if isinstance(value, bool | int | float | str):
+    names = {"dict": "an object", "list": "a list", "NoneType": "null"}
+    if isinstance(value, bool):
+        return f" (given: {str(value).lower()})"
+    if isinstance(value, int | float | str):
         return f" (given: {_shorten(repr(value))})"
-    return f" (given: {type(value).__name__})" if value is not None else " (given: null)"
+    return f" (given: {names.get(type(value).__name__, type(value).__name__)})"
 
 
 def _shorten(text: str) -> str:
@@ -226,4 +251,6 @@ def _shorten(text: str) -> str:
 
 
 def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    words = {"False": "false", "True": "true", "None": "null"}
+    text = re.sub(r"\b(False|True|None)\b", lambda match: words[match.group()], text)
+    return text[:1].lower() + text[1:] if not text[:2].isupper() else text

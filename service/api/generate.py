@@ -12,12 +12,12 @@ from service.api import logprobs
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, durations, finish, timing_headers
 from service.api.parameters import Choosing
-from service.api.responses import GENERATION_ERRORS, json_response
+from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import SILENCE_S, EventStream
 from service.engine.request import TokenEvent
 from service.schemas.native import GeneratedText, GenerateRequest, GenerateResponse, Timings
 
-router = APIRouter(prefix="/v1", tags=["Attend"], responses=GENERATION_ERRORS)
+router = APIRouter(prefix="/v1", tags=["Attend"], responses=GENERATION_ANSWERS)
 
 PROGRESS_S = 0.1  # how often a stream tells how much of its prompt has been computed
 

@@ -141,7 +141,7 @@ class Generation:
             "id": self.id,
             "request_id": self.submission.caller.request_id,
             "key": self.submission.caller.name,
-            "user": self.submission.fields.user,
+            "user": self.submission.fields.end_user,
             "finish_reasons": [request.finish_reason or FinishReason.CANCELLED for request in self.requests],
             "usage": self.usage().model_dump(),
         }

@@ -20,7 +20,8 @@ REQUEST_ERRORS: Errors = {
     413: {"model": ErrorBody, "description": "The request body is too large."},
     500: {"model": ErrorBody, "description": "The service failed."},
 }
-GENERATION_ERRORS: Errors = {
+GENERATION_ANSWERS: Errors = {
+    200: {"content": {"text/event-stream": {}}, "description": "The answer; with `stream`, server-sent events."},
     **REQUEST_ERRORS,
     408: {"model": ErrorBody, "description": "The request's deadline passed."},
     429: {"model": ErrorBody, "description": "The queue is full, or a limit is reached; see `Retry-After`."},

@@ -14,7 +14,7 @@ from service.api.chat import tool_form
 from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
-from service.api.responses import GENERATION_ERRORS, json_response
+from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import SILENCE_S, EventStream
 from service.api.tool_calls import Delta, ToolCallParser
 from service.engine.request import FinishReason, TokenEvent
@@ -32,7 +32,7 @@ from service.schemas.responses import (
     SchemaFormat,
 )
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ERRORS)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ANSWERS)
 
 Event = dict[str, Any]
 Item = OutputMessage | OutputCall
@@ -103,8 +103,8 @@ class ResponseWriter:
         if event.finish_reason is not None:
             if not self._items:
                 yield from self._open_message()
-            yield from self._close_item()
             self._end = event.finish_reason
+            yield from self._close_item()
             kind = "response.incomplete" if self._end is FinishReason.LENGTH else "response.completed"
             yield self._event(kind, response=self._dumped())
 
@@ -201,7 +201,7 @@ class ResponseWriter:
         if not self._items or self._items[-1].status != "in_progress":
             return
         item = self._items[-1]
-        item.status = "completed"
+        item.status = "incomplete" if self._end is FinishReason.LENGTH else "completed"
         if isinstance(item, OutputCall):
             fields = {"arguments": item.arguments, "name": item.name}
             yield self._item_event("response.function_call_arguments.done", item, **fields)

@@ -59,9 +59,11 @@ class EventStream(StreamingResponse):
 
 async def _encode_all(payloads: AsyncGenerator[Payload | None, None], is_named: bool) -> AsyncGenerator[bytes, None]:
     write = encode_named if is_named else encode
+    num_sent = 0
     try:
         async with contextlib.aclosing(payloads):
             async for payload in payloads:
+                num_sent += payload is not None
                 yield KEEP_ALIVE if payload is None else write(payload)
         if not is_named:
             yield DONE
@@ -69,4 +71,5 @@ async def _encode_all(payloads: AsyncGenerator[Payload | None, None], is_named: 
         api_error = from_exception(error)
         if api_error is INTERNAL_ERROR:
             logger.exception("unexpected error in a stream")
-        yield write({"type": "error", **api_error.body()["error"]} if is_named else api_error.body())
+        body = api_error.body()
+        yield write({**body["error"], "type": "error", "sequence_number": num_sent} if is_named else body)

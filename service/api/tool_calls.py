@@ -49,6 +49,8 @@ class ToolCallParser:
             return "", False  # a name is told whole
         keep = next(n for n in range(len(self._ends_with) - 1, -1, -1) if self._buffer.endswith(self._ends_with[:n]))
         cut = len(self._buffer) - keep
+        if self._ends_with == NAME_BEGIN:
+            cut = len(self._buffer[:cut].rstrip("\n"))  # a call's begin would take the newlines before it along
         shown, self._buffer = self._buffer[:cut], self._buffer[cut:]
         return shown, False
 

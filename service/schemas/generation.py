@@ -26,6 +26,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS),
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_NAMED_TOKENS)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+NoMetadata = Annotated[dict[str, str], Field(max_length=0)]
 GUIDES = ("regex", "choice", "json", "grammar")
 
 
@@ -46,7 +47,7 @@ class EngineFields(WireModel):
         default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
     )
     repetition_penalty: float = Field(
-        default=1.0, gt=0, le=2, description="Divides the logits of tokens that prompt or answer have."
+        default=1.0, ge=0.01, le=2, description="Divides the logits of tokens that prompt or answer have."
     )
     stop_token_ids: TokenIds | None = Field(default=None, description="End at any of these tokens.")
     include_stop_str_in_output: bool = Field(
@@ -144,6 +145,14 @@ class GenerationFields(EngineFields):
     user: Text | None = Field(
         default=None, max_length=256, description="Your end user's name; written to the request log of the service."
     )
+
+    safety_identifier: Text | None = Field(default=None, max_length=256, description="OpenAI's newer name of user.")
+    metadata: NoMetadata = Field(default={}, description="Nothing is stored: empty only.")
+
+    @property
+    def end_user(self) -> str | None:
+        """The end user's name, by whichever field it came."""
+        return self.user if self.user is not None else self.safety_identifier
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from service.schemas.base import JsonObject, Text, TokenCount, WireModel, refusal
 from service.schemas.chat import (
@@ -22,7 +22,7 @@ from service.schemas.chat import (
     ToolName,
     UserMessage,
 )
-from service.schemas.generation import EngineFields, GenerationFields
+from service.schemas.generation import EngineFields, GenerationFields, NoMetadata
 
 
 class InputText(WireModel):
@@ -73,7 +73,22 @@ class FunctionOutputItem(WireModel):
     status: Text | None = None
 
 
-InputItem = MessageItem | FunctionCallItem | FunctionOutputItem
+def _item_type(item: Any) -> str | None:
+    """The type that an item names; a message need not."""
+    kind = (item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output")],
+    Discriminator(
+        _item_type,
+        custom_error_type="item_type",
+        custom_error_message="type should be 'message', 'function_call' or 'function_call_output'",
+    ),
+]
 
 
 class SchemaFormat(WireModel):
@@ -131,6 +146,7 @@ class ResponsesRequest(EngineFields):
     store: Literal[False] = Field(default=False, description="Nothing is stored: false only.")
     background: Literal[False] = Field(default=False, description="Answers are made while you wait: false only.")
     service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
+    metadata: NoMetadata = Field(default={}, description="Nothing is stored: empty only.")
     user: Text | None = Field(default=None, max_length=256, description="Your end user's name, for the request log.")
     safety_identifier: Text | None = Field(default=None, max_length=256, description="The newer name of user.")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer.")
@@ -194,11 +210,9 @@ class ResponsesRequest(EngineFields):
     @property
     def fields(self) -> GenerationFields:
         """The sampling fields as the other routes have them."""
-        user = self.user if self.user is not None else self.safety_identifier
         own = {name: getattr(self, name) for name in EngineFields.model_fields}
-        return GenerationFields(
-            **own, temperature=self.temperature, top_p=self.top_p, seed=self.seed, stream=self.stream, user=user
-        )
+        shared = ("temperature", "top_p", "seed", "stream", "user", "safety_identifier")
+        return GenerationFields(**own, **{name: getattr(self, name) for name in shared})
 
 
 class OutputText(BaseModel):

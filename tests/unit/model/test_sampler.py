@@ -306,7 +306,7 @@ def test_logprobs_are_the_models_own_whatever_was_edited() -> None:
         ({"top_k": -1}, "top_k is -1"),
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"min_p": float("nan")}, "min_p is nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be from 0.01 to 2"),
         ({"presence_penalty": 2.5}, "presence_penalty is 2.5"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
         ({"logit_bias": {5: 101.0}}, "logit_bias of token 5 is 101.0"),

@@ -16,6 +16,7 @@ TOOLS_INSTRUCTION = (
     '<tool_call>\n{{"name": "FUNCTION", "arguments": {{…}}}}\n</tool_call>\n'
     "Its result follows in <tool_response>. The functions, each with the JSON schema of its arguments:\n{tools}"
 )
+CUT_MARK = "<continue from here>"
 FUEL = 1_000_000  # template instructions; a 1,000-message conversation takes a few tens of thousands
 
 
@@ -64,8 +65,11 @@ class ChatTemplate:
         spoken = [dict(message) for message in messages]
         if not self._knows_tools:
             spoken = _with_tools_as_text(spoken, tools)
-        rendered = self._render(spoken, tools, add_generation_prompt and not continue_final_message)
-        return _cut_behind(rendered, spoken[-1]["content"]) if continue_final_message else rendered
+        if not continue_final_message:
+            return self._render(spoken, tools, add_generation_prompt)
+        text = spoken[-1]["content"].rstrip()
+        spoken[-1] = {**spoken[-1], "content": text + CUT_MARK}
+        return _cut_behind(self._render(spoken, tools, add_generation_prompt=False), text)
 
     def _render(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
@@ -121,19 +125,20 @@ def _with_nested_calls(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "tool_calls": [{"type": "function", "function": dict(call)} for call in calls]}
 
 
-def _cut_behind(rendered: str, content: str) -> str:
-    """The rendered conversation up to the end of its last message's content.
+def _cut_behind(rendered: str, text: str) -> str:
+    """The rendered conversation up to the end of its last message's text, where the mark stands.
+
+    A mark, since the text itself may stand in what the template writes behind it.
 
     Raises:
         ChatTemplateError: the last message has no text to continue, or the template changed it.
     """
-    text = content.strip()
-    at = rendered.rfind(text) if text else -1
-    if at < 0:
+    until = rendered[: max(rendered.rfind(CUT_MARK), 0)]
+    if not text or not until.endswith(text.lstrip()):
         raise ChatTemplateError(
             "continue_final_message needs a last message with text, which the template keeps as it is"
         )
-    return rendered[:at] + text
+    return until
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -47,7 +47,8 @@ _TEXT_RULES = r"""TEXT: /(.|\n)*/
 text_head[lazy]: /(.|\n)*<tool_call>/
 text_begin: text_head "\n"
 """
-_MOST_INTEGER = 10**18 - 1  # fits 64 bits
+_MOST_NUMBER = 10**15  # below 2**53, so that it is exact in llguidance's arithmetic
+_NUMBER_STEP = 1e-6
 _DATA_KEYWORDS = {"const", "enum", "default", "examples"}  # what they hold is data, not schemas
 _MOST_ERROR_CHARACTERS = 200
 _LEXER_ERROR = "lexer error"
@@ -408,28 +409,44 @@ def _quoted(text: str) -> str:
 
 def _inline_json(schema: Mapping[str, Any]) -> str:
     """A schema within a Lark grammar; what it refers to by "#" is itself."""
-    return "%json " + json.dumps({**_with_integer_bounds(schema), "x-guidance": _JSON_OPTIONS})
+    return "%json " + json.dumps({**_with_number_bounds(schema), "x-guidance": _JSON_OPTIONS})
 
 
-def _with_integer_bounds(node: Any) -> Any:
-    """The schema with integers of up to 18 digits where it names no bounds: a small model goes on for ever."""
+def _with_number_bounds(node: Any) -> Any:
+    """The schema with numbers of bounded length where it leaves them open: a small model goes on with digits for ever.
+
+    They reach to 10**15 either way, and have up to 6 digits behind the point.
+    """
     if isinstance(node, list):
-        return [_with_integer_bounds(item) for item in node]
+        return [_with_number_bounds(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    bounded = {key: value if key in _DATA_KEYWORDS else _with_integer_bounds(value) for key, value in node.items()}
-    if node.get("type") == "integer" and "enum" not in node and "const" not in node:
-        if not {"minimum", "exclusiveMinimum"} & node.keys():
-            bounded["minimum"] = min(-_MOST_INTEGER, _number(node, "maximum"), _number(node, "exclusiveMaximum"))
-        if not {"maximum", "exclusiveMaximum"} & node.keys():
-            bounded["maximum"] = max(_MOST_INTEGER, _number(node, "minimum"), _number(node, "exclusiveMinimum"))
+    bounded = {key: value if key in _DATA_KEYWORDS else _with_number_bounds(value) for key, value in node.items()}
+    types = node.get("type")
+    names = types if isinstance(types, list) else [types]
+    if (
+        "enum" in node
+        or "const" in node
+        or not {"integer", "number"} & {name for name in names if isinstance(name, str)}
+    ):
+        return bounded
+    low = min(-_MOST_NUMBER, _number(node, "maximum"), _number(node, "exclusiveMaximum"))
+    high = max(_MOST_NUMBER, _number(node, "minimum"), _number(node, "exclusiveMinimum"))
+    if not {"minimum", "exclusiveMinimum"} & node.keys():
+        bounded["minimum"] = low
+    if not {"maximum", "exclusiveMaximum"} & node.keys():
+        bounded["maximum"] = high
+    least = max(_number(node, "minimum", low), _number(node, "exclusiveMinimum", low))
+    room = min(_number(node, "maximum", high), _number(node, "exclusiveMaximum", high)) - least
+    if "number" in names and "multipleOf" not in node and room > 100 * _NUMBER_STEP:
+        bounded["multipleOf"] = _NUMBER_STEP
     return bounded
 
 
-def _number(node: Mapping[str, Any], key: str) -> float:
-    """A bound, or 0 where there is none; one that is no number is left to llguidance to refuse."""
-    value = node.get(key, 0)
-    return value if isinstance(value, int | float) else 0
+def _number(node: Mapping[str, Any], key: str, missing: float = 0) -> float:
+    """A bound; one that is no number counts as missing, and is left to llguidance to refuse."""
+    value = node.get(key, missing)
+    return value if isinstance(value, int | float) else missing
 
 
 def _check_bytes(text: str, what: str, most_bytes: int) -> int:

@@ -236,8 +236,11 @@ def _read_settings(options: dict[str, Any]) -> Settings:
 def _option(name: str, info: FieldInfo) -> inspect.Parameter:
     """One setting as a command-line option of the same name; its value is checked by Settings."""
     default = "" if info.default is None else f" Default: {info.default}."
-    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{info.description}{default}", show_default=False)
-    annotation = Annotated[str | None, option]
+    flag = f"--{name.replace('_', '-')}"
+    is_switch = info.annotation is bool
+    spelling = f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag
+    option = typer.Option(spelling, help=f"{info.description}{default}", show_default=False)
+    annotation = Annotated[bool | None, option] if is_switch else Annotated[str | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

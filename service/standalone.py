@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import Runtime, build_app
+from service.http_protocol import GuardedProtocol
 from service.ports import check_port
 from service.settings import Settings
 
@@ -40,7 +41,13 @@ class _DrainingServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
-            app, settings.host, settings.port, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+            app,
+            settings.host,
+            settings.port,
+            http=GuardedProtocol,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
         )
         super().__init__(config)
         self._runtime: Runtime = app.state.runtime

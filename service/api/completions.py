@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -80,7 +81,8 @@ class CompletionWriter:
         if is_first and self._body.echo:
             choice["text"] = self._prompt_text(index) + event.text
         if is_first and self._body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, self._first_request(index))
+            first, num_top = self._first_request(index), self._body.prompt_logprobs
+            choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, first, num_top)
         return choice
 
     def says_something(self, choice: Choice) -> bool:
@@ -102,7 +104,7 @@ class CompletionWriter:
             request = self._first_request(index)
             self._append(index, columns, request.prompt_ids[0], None)
             for token_id, known in zip(request.prompt_ids[1:], request.prompt_token_logprobs, strict=True):
-                self._append(index, columns, token_id, known)
+                self._append(index, columns, token_id, replace(known, top=known.top[: self._body.logprobs]))
         if event.token_id is not None and event.logprobs is not None:
             self._append(index, columns, event.token_id, event.logprobs)
         return columns

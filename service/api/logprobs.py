@@ -52,14 +52,18 @@ def native_entry(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs) -
     return {**own, "rank": logprobs.rank, "top": top}
 
 
-def prompt_entries(tokenizer: Tokenizer, request: Request) -> list[dict[str, Any] | None]:
-    """VLLM's `prompt_logprobs`: null for the first token, then by token id: log-probability, rank, text."""
+def prompt_entries(tokenizer: Tokenizer, request: Request, num_top: int | None = None) -> list[dict[str, Any] | None]:
+    """VLLM's `prompt_logprobs`: null for the first token, then by token id: log-probability, rank, text.
+
+    num_top: alternatives to report, where more are known than were asked for.
+    """
     known = zip(request.prompt_ids[1:], request.prompt_token_logprobs, strict=True)
-    return [None, *(_prompt_entry(tokenizer, token_id, logprobs) for token_id, logprobs in known)]
+    return [None, *(_prompt_entry(tokenizer, token_id, logprobs, num_top) for token_id, logprobs in known)]
 
 
-def _prompt_entry(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs) -> dict[str, Any]:
-    ranked: Sequence[tuple[int, float, int]] = [(i, value, rank) for rank, (i, value) in enumerate(logprobs.top, 1)]
+def _prompt_entry(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs, num_top: int | None) -> dict[str, Any]:
+    top = enumerate(logprobs.top[:num_top], 1)
+    ranked: Sequence[tuple[int, float, int]] = [(i, value, rank) for rank, (i, value) in top]
     entries = [*ranked, (token_id, logprobs.logprob, logprobs.rank)]
     return {
         str(i): {"logprob": finite(value), "rank": rank, "decoded_token": readable(tokenizer, i)}

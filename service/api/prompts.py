@@ -11,7 +11,6 @@ from typing import Any
 
 from model.chat import ChatTemplate, ChatTemplateError
 from model.tokenizer import Tokenizer
-from service.api.errors import ApiError
 from service.engine.request_check import CONTEXT_EXCEEDED, InvalidRequestError
 from service.schemas.chat import AssistantMessage, ChatMessage, Tool, ToolCallMessage, text_of
 
@@ -60,17 +59,20 @@ class PromptMaker:
         """A conversation, rendered with the model's template.
 
         Raises:
-            ApiError: the model has no template. InvalidRequestError, ChatTemplateError: the messages cannot be used.
+            InvalidRequestError: the model has no template, or the messages cannot be used.
         """
         if self.chat_template is None:
             message = f"model {self.model_id!r} has no chat template; use /v1/completions"
-            raise ApiError(400, message, param="messages", code="no_chat_template")
-        rendered = self.chat_template.render(
-            [_template_message(message, index) for index, message in enumerate(messages)],
-            tools=[tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools],
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
+            raise InvalidRequestError(message, "prompt", "no_chat_template")
+        try:
+            rendered = self.chat_template.render(
+                [_template_message(message, index) for index, message in enumerate(messages)],
+                tools=[tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools],
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        except ChatTemplateError as error:  # `blaming` names the field that holds this route's messages
+            raise InvalidRequestError(str(error), "prompt") from error
         ids = await self.encode(rendered, add_special_tokens=False, may_be_cut=truncate_to is not None)
         return Prompt(_truncated(tuple(ids), truncate_to), rendered)
 
@@ -115,5 +117,5 @@ def _template_call(call: ToolCallMessage, index: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise ChatTemplateError(f"messages.{index}: the arguments of {call.function.name!r} are not a JSON object")
+        raise ChatTemplateError(f"message {index}: the arguments of {call.function.name!r} are not a JSON object")
     return {"name": call.function.name, "arguments": arguments}

@@ -246,9 +246,10 @@ class OutputCall(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
-    """cached_tokens: input tokens that were not computed."""
+    """cached_tokens: input tokens that were not computed. cache_write_tokens: keeping tokens is not charged for."""
 
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(BaseModel):

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import Text, TokenId, WireModel, refusal
-from service.schemas.chat import MAX_MESSAGES, ChatMessage, Tool
+from service.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
 
 
 class TokenizeRequest(WireModel):
@@ -14,7 +14,9 @@ class TokenizeRequest(WireModel):
     messages: list[ChatMessage] | None = Field(
         default=None, min_length=1, max_length=MAX_MESSAGES, description="A conversation; give this or prompt."
     )
-    tools: list[Tool] | None = Field(default=None, description="With messages: functions the model may call.")
+    tools: list[Tool] | None = Field(
+        default=None, max_length=MAX_TOOLS, description="With messages: functions the model may call."
+    )
     add_special_tokens: bool | None = Field(
         default=None, description="What the model's post-processor adds; default: true for prompt, false for messages."
     )
@@ -25,6 +27,8 @@ class TokenizeRequest(WireModel):
     def _one_source(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise refusal("prompt", "prompt or messages: give one of them")
+        if self.tools and self.messages is None:
+            raise refusal("tools", "tools needs messages: a plain prompt has no place for them")
         return self
 
 

@@ -642,19 +642,35 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tokenizer_json: str, ends: l
         compiler.compile(ConstraintSpec.json_object())
 
 
-def test_integers_without_bounds_end_after_18_digits(compiler: ConstraintCompiler) -> None:
-    """A chooser that always prefers a digit comes to an end; what a schema says of bounds stays."""
-    for schema, most in (({"type": "integer"}, 18), ({"type": "integer", "minimum": 5}, 18)):
-        constraint, text = compiler.compile(ConstraintSpec.json_schema(schema)), ""
-        while not constraint.is_finished and len(text) < 40:
-            logits = np.full(VOCAB_SIZE, -1.0, np.float32)
-            logits[[TOKENIZER.encode(digit)[0] for digit in "123456789"]] = 1.0
-            constraint.mask(logits)
-            token_id = int(logits.argmax())
-            constraint.advance(token_id)
-            text += TOKENIZER.token_text(token_id) if token_id != END else ""
+@pytest.mark.parametrize(
+    ("schema", "most"),
+    [
+        ({"type": "integer"}, 16),
+        ({"type": "integer", "minimum": 5}, 16),
+        ({"type": ["integer", "null"]}, 16),
+        ({"type": "number"}, 23),
+        ({"type": "number", "minimum": 0, "maximum": 1}, 8),
+        ({"type": "number", "exclusiveMinimum": 4, "exclusiveMaximum": 5}, 8),
+        ({"type": "number", "minimum": 1e-7, "maximum": 2e-7}, None),
+        ({"type": "number", "multipleOf": 0.25}, 19),
+    ],
+)
+@pytest.mark.parametrize("likes", ["123456789", ".987654321", "0."])
+def test_numbers_end_where_a_schema_leaves_them_open(
+    compiler: ConstraintCompiler, schema: dict[str, Any], most: int | None, likes: str
+) -> None:
+    """A chooser that always prefers digits comes to an end; what a schema says of bounds and steps stays."""
+    constraint, text = compiler.compile(ConstraintSpec.json_schema(schema)), ""
+    while not constraint.is_finished and len(text) < 60:
+        logits = np.full(VOCAB_SIZE, -1.0, np.float32)
+        logits[[TOKENIZER.encode(character)[0] for character in likes]] = 1.0
+        constraint.mask(logits)
+        token_id = int(logits.argmax())
+        constraint.advance(token_id)
+        text += TOKENIZER.token_text(token_id) if token_id != END else ""
+    if most is not None:
         assert len(text) <= most
-        jsonschema.validate(json.loads(text), schema)
+        jsonschema.validate(json.loads(text), {**schema, "multipleOf": 0.25} if "multipleOf" in schema else schema)
 
 
 def test_data_in_a_schema_is_no_schema(compiler: ConstraintCompiler) -> None:

@@ -24,7 +24,6 @@ from service.schemas.chat import (
     ChatLogprobs,
     JsonObjectFormat,
     JsonSchemaFormat,
-    NamedToolChoice,
     Tool,
     ToolCall,
 )
@@ -72,7 +71,7 @@ async def _submit(body: ChatCompletionRequest, generator: Generator, caller: Cal
     with blaming({"prompt": "messages", "max_tokens": limit_name}):
         prompt = await generator.prompts.of_messages(
             body.messages,
-            body.tools or () if body.uses_tools else (),
+            body.callable_tools,
             add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
             continue_final_message=body.continue_final_message,
             truncate_to=generator.truncation(body, max_tokens),
@@ -98,10 +97,8 @@ def answer_form(body: ChatCompletionRequest) -> ConstraintSpec | None:
             return ConstraintSpec.json_schema(named.schema_)
     if not body.uses_tools:
         return None
-    choice, tools = body.tool_choice, body.tools or []
-    if isinstance(choice, NamedToolChoice):
-        tools = [tool for tool in tools if tool.function.name == choice.function.name]
-    return tool_form(tools, is_required=choice not in (None, "auto"), allows_many=body.parallel_tool_calls)
+    is_required = body.tool_choice not in (None, "auto")
+    return tool_form(body.callable_tools, is_required=is_required, allows_many=body.parallel_tool_calls)
 
 
 def tool_form(tools: list[Tool], *, is_required: bool, allows_many: bool) -> ConstraintSpec:

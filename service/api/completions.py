@@ -96,28 +96,38 @@ class CompletionWriter:
 
     def _prompt_text(self, index: int) -> str:
         prompt = self._generation.prompt_of(index)
-        return self._tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
+        if prompt.text is None:
+            return self._tokenizer.decode(prompt.ids, skip_special_tokens=False)
+        return prompt.text
 
     def _columns(self, index: int, event: TokenEvent, *, with_prompt: bool) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         if with_prompt:
             request = self._first_request(index)
-            self._append(index, columns, request.prompt_ids[0], None)
+            whole = self._tokenizer.incremental(skip_special_tokens=False)  # the echo shows special tokens
+            self._append(index, columns, request.prompt_ids[0], None, whole)
             for token_id, known in zip(request.prompt_ids[1:], request.prompt_token_logprobs, strict=True):
-                self._append(index, columns, token_id, replace(known, top=known.top[: self._body.logprobs]))
+                self._append(index, columns, token_id, replace(known, top=known.top[: self._body.logprobs]), whole)
         if event.token_id is not None and event.logprobs is not None:
-            self._append(index, columns, event.token_id, event.logprobs)
+            skips = self._body.skip_special_tokens
+            shown = self._detokenizers.setdefault(index, self._tokenizer.incremental(skip_special_tokens=skips))
+            self._append(index, columns, event.token_id, event.logprobs, shown)
         return columns
 
-    def _append(self, index: int, columns: dict[str, list[Any]], token_id: int, known: TokenLogprobs | None) -> None:
+    def _append(
+        self,
+        index: int,
+        columns: dict[str, list[Any]],
+        token_id: int,
+        known: TokenLogprobs | None,
+        detokenizer: IncrementalDetokenizer,
+    ) -> None:
         entry: tuple[str, float | None, Any] = (logprobs.readable(self._tokenizer, token_id), None, None)
         if known is not None:
             entry = logprobs.completion_entry(self._tokenizer, token_id, known)
         for name, value in zip(("tokens", "token_logprobs", "top_logprobs"), entry, strict=True):
             columns[name].append(value)
         columns["text_offset"].append(self._offsets[index])
-        skips = self._body.skip_special_tokens
-        detokenizer = self._detokenizers.setdefault(index, self._tokenizer.incremental(skip_special_tokens=skips))
         self._offsets[index] += len(detokenizer.push(token_id))
 
 

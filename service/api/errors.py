@@ -163,7 +163,11 @@ def install(app: FastAPI) -> None:
 def _from_http(error: HTTPException) -> ApiError:
     """Errors that the framework raises: unknown routes, wrong methods, unreadable bodies."""
     if error.status_code == 400:
-        return ApiError(400, "the request body could not be read; send JSON in UTF-8", code="invalid_json")
+        return ApiError(
+            400,
+            "the request body could not be read; send JSON in UTF-8, with numbers of at most 4,300 digits",
+            code="invalid_json",
+        )
     code = {405: "method_not_allowed"}.get(error.status_code)
     return ApiError(error.status_code, str(error.detail), code=code, headers=dict(error.headers or {}))
 

@@ -45,7 +45,7 @@ class PromptMaker:
             return Prompt(_truncated(tuple(prompt), truncate_to))
         ids = await self.encode(prompt, may_be_cut=truncate_to is not None)
         kept = _truncated(tuple(ids), truncate_to)
-        return Prompt(kept, prompt if len(kept) == len(ids) else self.tokenizer.decode(kept))
+        return Prompt(kept, prompt if len(kept) == len(ids) else self.tokenizer.decode(kept, skip_special_tokens=False))
 
     async def of_messages(
         self,

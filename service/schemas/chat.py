@@ -208,6 +208,14 @@ class ChatCompletionRequest(OpenAIFields):
             raise refusal("speculation", "speculation cannot be given with response_format or tools")
 
     @property
+    def callable_tools(self) -> list[Tool]:
+        """The functions that the answer may call: none, all of them, or the one that is chosen."""
+        if not self.uses_tools:
+            return []
+        name = self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
+        return [tool for tool in self.tools or () if name in (None, tool.function.name)]
+
+    @property
     def uses_tools(self) -> bool:
         """Whether the answer may call a function."""
         return bool(self.tools) and self.tool_choice != "none"

@@ -29,6 +29,8 @@ class TokenizeRequest(WireModel):
             raise refusal("prompt", "prompt or messages: give one of them")
         if self.tools and self.messages is None:
             raise refusal("tools", "tools needs messages: a plain prompt has no place for them")
+        if "add_generation_prompt" in self.model_fields_set and self.messages is None:
+            raise refusal("add_generation_prompt", "add_generation_prompt needs messages: a plain prompt has no turns")
         return self
 
 

@@ -207,6 +207,16 @@ def test_a_required_call_is_made_whatever_the_model_wants(client: TestClient, ch
     assert called == names
 
 
+def test_a_named_function_is_the_only_one_that_the_prompt_describes(client: TestClient) -> None:
+    """What cannot be called takes no tokens."""
+    lengths = {}
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        body = ask(client, tools=TOOLS, tool_choice=choice, max_tokens=80)
+        lengths[isinstance(choice, str)] = body["usage"]["prompt_tokens"]
+    alone = ask(client, tools=TOOLS[:1], tool_choice="required", max_tokens=80)["usage"]["prompt_tokens"]
+    assert lengths[False] == alone < lengths[True]
+
+
 SAID = "Let me see.\n" + "\n".join(
     f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in ("g", "f")
 )

@@ -145,6 +145,19 @@ def test_echoed_and_prompt_logprobs_have_as_many_alternatives_as_asked(
     assert {len(entry) - num_told for entry in choice["prompt_logprobs"][1:]} <= {0, 1}
 
 
+def test_offsets_count_special_tokens_that_the_echo_shows(client: TestClient, decoder: FakeDecoder) -> None:
+    """The prompt is echoed with its special tokens, the answer shows none: offsets follow the text."""
+    decoder.next_token = says("you", begin="a<|end|>b")
+    choice = ask(client, prompt="a<|end|>b", echo=True, logprobs=0, max_tokens=3)["choices"][0]
+    columns, text = choice["logprobs"], choice["text"]
+    assert text == "a<|end|>byou"
+    starts = [
+        text[offset : offset + len(token)]
+        for token, offset in zip(columns["tokens"], columns["text_offset"], strict=True)
+    ]
+    assert starts == columns["tokens"] == ["a", "<|end|>", "b", "y", "o", "u"]
+
+
 def test_log_probabilities_are_those_of_the_models_logits(client: TestClient) -> None:
     """The fake's chosen token has the logit 1 among zeros, at every temperature."""
     expected = 1 - math.log(math.e + VOCAB_SIZE - 1)

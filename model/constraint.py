@@ -50,6 +50,7 @@ text_begin: text_head "\n"
 _MOST_NUMBER = 10**15  # below 2**53, so that it is exact in llguidance's arithmetic
 _NUMBER_STEP = 1e-6
 _DATA_KEYWORDS = {"const", "enum", "default", "examples"}  # what they hold is data, not schemas
+_NAME_KEYWORDS = {"properties", "patternProperties", "$defs", "definitions"}  # what they hold are schemas by name
 _MOST_ERROR_CHARACTERS = 200
 _LEXER_ERROR = "lexer error"
 _MIN_TOKENS_BETWEEN_REBUILDS = 16
@@ -421,7 +422,7 @@ def _with_number_bounds(node: Any) -> Any:
         return [_with_number_bounds(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    bounded = {key: value if key in _DATA_KEYWORDS else _with_number_bounds(value) for key, value in node.items()}
+    bounded = {key: _bounded_part(key, value) for key, value in node.items()}
     types = node.get("type")
     names = types if isinstance(types, list) else [types]
     if (
@@ -441,6 +442,15 @@ def _with_number_bounds(node: Any) -> Any:
     if "number" in names and "multipleOf" not in node and room > 100 * _NUMBER_STEP:
         bounded["multipleOf"] = _NUMBER_STEP
     return bounded
+
+
+def _bounded_part(key: str, value: Any) -> Any:
+    """One keyword's value with bounds: data stays as it is, and names of properties are no keywords."""
+    if key in _DATA_KEYWORDS:
+        return value
+    if key in _NAME_KEYWORDS and isinstance(value, Mapping):
+        return {name: _with_number_bounds(schema) for name, schema in value.items()}
+    return _with_number_bounds(value)
 
 
 def _number(node: Mapping[str, Any], key: str, missing: float = 0) -> float:

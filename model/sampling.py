@@ -99,9 +99,21 @@ class SamplingParams:
             raise InvalidSamplingError(f"seed is {self.seed}; it must fit in 64 bits", "seed")
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if self.allowed_token_ids is not None and not set(self.allowed_token_ids) - set(self.banned_token_ids):
+        if any(len(ids) < 2 for ids in self.banned_sequences):
+            raise InvalidSamplingError(
+                "banned_sequences need at least two tokens; ban one token by itself", "banned_sequences"
+            )
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        """Refuse an allowance that leaves nothing to choose, at the beginning or later."""
+        if self.allowed_token_ids is None:
+            return
+        left = set(self.allowed_token_ids) - set(self.banned_token_ids)
+        if not left or (self.min_tokens and not left - set(self.end_token_ids)):
             message = "allowed_token_ids leaves no token to choose; allow at least one that is not banned"
-            raise InvalidSamplingError(message, "allowed_token_ids")
+            more = ", and, with min_tokens, one that does not end the answer" if left else ""
+            raise InvalidSamplingError(message + more, "allowed_token_ids")
 
     @property
     def is_greedy(self) -> bool:
@@ -131,6 +143,8 @@ class SamplingParams:
             "logit_bias": tuple(self.logit_bias),
             "allowed_token_ids": self.allowed_token_ids or (),
             "banned_token_ids": self.banned_token_ids,
+            "banned_sequences": tuple(token_id for ids in self.banned_sequences for token_id in ids),
+            "end_token_ids": self.end_token_ids,
         }
 
 
@@ -155,13 +169,17 @@ class RowState:
     def edit(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
         """Apply penalties, bias, bans and the constraint to one row of logits [V], in place.
 
-        The constraint has the last word: where the others leave nothing that it allows, they are dropped.
+        The constraint has the last word: where the others leave nothing that it allows, they are dropped. Without one,
+        banned sequences are dropped where they and an allowance leave nothing.
         """
-        unedited = logits.copy() if self.constraint is not None and params.edits_logits else None
+        may_leave_nothing = self.constraint is not None or bool(params.banned_sequences)
+        unedited = logits.copy() if may_leave_nothing and params.edits_logits else None
         self._edit(logits, params)
         self._constrain(logits)
         if unedited is not None and np.isneginf(logits.max()):
             logits[:] = unedited
+            if self.constraint is None:
+                self._edit(logits, params, bans_sequences=False)
             self._constrain(logits)
 
     def _constrain(self, logits: npt.NDArray[np.float32]) -> None:
@@ -172,7 +190,7 @@ class RowState:
         except ValueError as error:  # one request's constraint must not end the step of others
             self.failure = str(error)
 
-    def _edit(self, logits: npt.NDArray[np.float32], params: SamplingParams) -> None:
+    def _edit(self, logits: npt.NDArray[np.float32], params: SamplingParams, *, bans_sequences: bool = True) -> None:
         if params.has_penalties:
             self._penalise(logits, params)
         if params.logit_bias:
@@ -180,7 +198,7 @@ class RowState:
             logits[ids] += np.fromiter(params.logit_bias.values(), np.float32)
         if params.banned_token_ids:
             logits[list(params.banned_token_ids)] = -np.inf
-        for *head, last in params.banned_sequences:
+        for *head, last in params.banned_sequences if bans_sequences else ():
             if head == list(self._generated_ids[-len(head) :]):
                 logits[last] = -np.inf
         if params.end_token_ids and len(self._generated_ids) < params.min_tokens:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as FastTokenizer
 
 REPLACEMENT = "\ufffd"
+MAX_HELD_TOKENS = 12  # more than any character has
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell single bytes
 
 
@@ -42,7 +43,9 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.json is not readable: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._added_ids = frozenset(self._tokenizer.get_added_tokens_decoder())
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer_json).get("decoder"))
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
 
@@ -85,7 +88,7 @@ class Tokenizer:
 
     def incremental(self, *, skip_special_tokens: bool = True) -> "IncrementalDetokenizer":
         """A fresh detokenizer for one answer."""
-        return IncrementalDetokenizer(self._tokenizer, skip_special_tokens)
+        return IncrementalDetokenizer(self._tokenizer, self._special_ids if skip_special_tokens else frozenset())
 
 
 class IncrementalDetokenizer:
@@ -95,24 +98,41 @@ class IncrementalDetokenizer:
     between two decodings that begin at the same token. A piece that ends in U+FFFD waits: it may be half a character.
     """
 
-    def __init__(self, tokenizer: FastTokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: FastTokenizer, skipped_ids: frozenset[int]) -> None:
+        """skipped_ids: tokens that have no text here."""
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skipped_ids = skipped_ids
         self._ids: list[int] = []  # from the first token of the piece before the last
         self._num_shown = 0  # of these, tokens whose text has been returned
         self._shown = ""  # their text, decoded alone
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; empty while a character is incomplete."""
+        if token_id in self._skipped_ids:
+            return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         if text.endswith(REPLACEMENT) or len(text) <= len(self._shown):
-            return ""
+            return self._shed(text) if len(self._ids) - self._num_shown > MAX_HELD_TOKENS else ""
         piece = text[len(self._shown) :]
         del self._ids[: self._num_shown]
         self._num_shown = len(self._ids)
         self._shown = self._decode(self._ids)
         return piece
+
+    def _shed(self, text: str) -> str:
+        """Show what can no longer become a character, so that an answer of stray bytes does not pile up.
+
+        text: of all that is held. It is cut where the two parts decode to it: among four neighbouring places one lies
+        between characters, because a character has at most four bytes.
+        """
+        for cut in range(len(self._ids) - 3, len(self._ids) - 7, -1):
+            head, tail = self._decode(self._ids[:cut]), self._decode(self._ids[cut:])
+            if head + tail == text:
+                piece = head[len(self._shown) :]
+                self._ids, self._num_shown, self._shown = self._ids[cut:], 0, ""
+                return piece
+        return ""
 
     def flush(self) -> str:
         """The text of what is still held at the end of the answer, with U+FFFD for an incomplete character."""
@@ -121,4 +141,4 @@ class IncrementalDetokenizer:
         return piece
 
     def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens))
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=bool(self._skipped_ids)))

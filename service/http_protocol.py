@@ -27,6 +27,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._num_head_bytes = 0
         self._is_in_head = True
+        self._num_complete = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -40,15 +41,19 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what belongs to a head; feed everything to the parser."""
+        """Feed the parser; count what is nothing but a part of one head."""
+        was_in_head, num_complete = self._is_in_head, self._num_complete
         super().data_received(data)
-        if not self._is_in_head:
-            return
-        if self._head_timer is None:
-            self._begin_head()  # the first bytes of a further request on the same connection
-        self._num_head_bytes += len(data)
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431)
+        if was_in_head and self._is_in_head and num_complete == self._num_complete:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431)
+
+    def on_message_begin(self) -> None:
+        """The first bytes of a request: from here on its head is counted and timed."""
+        self._end_head()
+        self._begin_head()
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The request is known: from here on the app bounds it."""
@@ -57,10 +62,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Whatever follows is the head of a further request."""
+        """Whatever follows is the head of a further request; nothing is timed before it begins."""
         super().on_message_complete()
         self._is_in_head = True
         self._num_head_bytes = 0
+        self._num_complete += 1
 
     def send_400_response(self, _msg: str) -> None:
         """What is no HTTP gets the contract's body too."""
@@ -76,11 +82,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _refuse(self, status: int) -> None:
-        """Answer, then close; whoever sent nothing at all is only closed."""
+        """Answer, then close. Whoever sent nothing, or still reads the answer before, is only closed."""
         self._end_head()
         if self.transport.is_closing():
             return
-        if status != 408 or self._num_head_bytes:
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if not is_answering and (status != 408 or self._num_head_bytes):
             message, code = MESSAGES[status]
             detail = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
             body = orjson.dumps({"error": detail})

@@ -50,18 +50,17 @@ async def chat_completions(
         choices=[ChatChoice(**choice) for choice in choices],
         usage=generation.usage(),
     )
-    return json_response(answer, headers=timing_headers(generation), leaves_out=_unused(answer, body))
+    return json_response(answer, headers=timing_headers(generation), leaves_out=_unused(answer))
 
 
-def _unused(answer: ChatCompletionResponse, body: ChatCompletionRequest) -> dict[str, Any]:
+def _unused(answer: ChatCompletionResponse) -> dict[str, Any]:
     """Fields that say nothing: messages without calls have no `tool_calls`, since clients take null for a call."""
-    unasked = set() if body.prompt_logprobs is not None else {"prompt_logprobs"}
-    return {
-        "choices": {
-            index: dict.fromkeys(unasked, True) | ({} if choice.message.tool_calls else {"message": {"tool_calls"}})
-            for index, choice in enumerate(answer.choices)
-        }
-    }
+    unused: dict[int, dict[str, Any]] = {}
+    for index, choice in enumerate(answer.choices):
+        unused[index] = {} if choice.message.tool_calls else {"message": {"tool_calls"}}
+        if choice.prompt_logprobs is None:
+            unused[index]["prompt_logprobs"] = True
+    return {"choices": unused}
 
 
 async def _submit(body: ChatCompletionRequest, generator: Generator, caller: Caller) -> Generation:
@@ -131,7 +130,7 @@ class ChatWriter:
         if event.finish_reason is not None:
             last = self._choice(index, {})
             last |= {"finish_reason": self._finish_reason(index, event), "stop_reason": event.stop_reason}
-            if self._body.prompt_logprobs is not None:
+            if self._body.prompt_logprobs is not None and index == 0:  # all answers continue the same prompt
                 last["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, self._generation.requests[0])
             choices.append(last)
         return choices
@@ -147,7 +146,7 @@ class ChatWriter:
         return deltas + parser.flush() if event.finish_reason is not None else deltas
 
     def _finish_reason(self, index: int, event: TokenEvent) -> str | None:
-        called = bool(self._parsers) and self._parsers[index].num_calls > 0
+        called = bool(self._parsers) and self._parsers[index].is_called
         return "tool_calls" if called and event.finish_reason is FinishReason.STOP else event.finish_reason
 
 
@@ -164,6 +163,8 @@ async def _chunks(
     if body.include_usage:
         frame["usage"] = None
     async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
+        if body.continuous_usage:
+            frame["usage"] = generation.usage().model_dump()
         for index in range(len(generation.requests)):
             yield {**frame, "choices": [writer.opening(index)]}
         async for item in events:

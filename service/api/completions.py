@@ -38,7 +38,8 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
         choices=_best(choices, generation, body.n),
         usage=generation.usage(),
     )
-    unused = None if body.prompt_logprobs is not None else {"choices": {"__all__": {"prompt_logprobs"}}}
+    plain = {at for at, choice in enumerate(answer.choices) if choice.prompt_logprobs is None}
+    unused = {"choices": {at: {"prompt_logprobs"} for at in plain}}
     return json_response(answer, headers=timing_headers(generation), leaves_out=unused)
 
 
@@ -80,7 +81,8 @@ class CompletionWriter:
             choice["logprobs"] = self._columns(index, event, with_prompt=is_first and self._body.echo)
         if is_first and self._body.echo:
             choice["text"] = self._prompt_text(index) + event.text
-        if is_first and self._body.prompt_logprobs is not None:
+        begins_prompt = index % self._generation.submission.choosing.num_choices == 0
+        if is_first and begins_prompt and self._body.prompt_logprobs is not None:
             first, num_top = self._first_request(index), self._body.prompt_logprobs
             choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, first, num_top)
         return choice
@@ -184,7 +186,7 @@ def _best(choices: list[Choice], generation: Generation, n: int) -> list[Complet
     made = generation.submission.choosing.num_choices
     if made > n:
         by_prompt = [choices[start : start + made] for start in range(0, len(choices), made)]
-        choices = [choice for group in by_prompt for choice in _likeliest(group, generation)[:n]]
+        choices = [choice for group in by_prompt for choice in _likeliest(group, generation, n)]
     numbered: Iterable[tuple[int, Choice]] = enumerate(choices)
     return [
         CompletionChoice(
@@ -194,6 +196,9 @@ def _best(choices: list[Choice], generation: Generation, n: int) -> list[Complet
     ]
 
 
-def _likeliest(choices: list[Choice], generation: Generation) -> list[Choice]:
-    """By mean log-probability per token, falling."""
-    return sorted(choices, key=lambda choice: -generation.requests[choice["index"]].mean_logprob)
+def _likeliest(choices: list[Choice], generation: Generation, n: int) -> list[Choice]:
+    """The `n` best by mean log-probability per token; the first of them tells of the prompt."""
+    told = choices[0].pop("prompt_logprobs", None)
+    best = sorted(choices, key=lambda choice: -generation.requests[choice["index"]].mean_logprob)[:n]
+    best[0]["prompt_logprobs"] = told
+    return best

@@ -30,6 +30,7 @@ from service.schemas.base import PromptTokensDetails, Usage
 from service.schemas.generation import GenerationFields
 
 CLIENT_CLOSED_REQUEST = 499
+MAX_PROMPT_LOGPROBS = 65_536  # of one HTTP request: they are written on the event loop, 6 us each
 MAX_REQUESTS = 128  # answers of one HTTP request: prompts times choices
 ANONYMOUS = "anonymous"
 
@@ -39,10 +40,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent an HTTP request. name: of the API key. request_id: as returned in x-request-id."""
+    """Who sent an HTTP request, and when. name: of the API key. request_id: as returned in x-request-id.
+
+    arrived_s: monotonic seconds at which the body had been read; deadlines count from there.
+    """
 
     name: str
     request_id: str
+    arrived_s: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, http_request: HttpRequest) -> "Caller":
@@ -77,6 +82,7 @@ class Generation:
     def __post_init__(self) -> None:
         """Number the answers: those of the first prompt, then those of the second."""
         self._indices = {request: index for index, request in enumerate(self.stream.requests)}
+        self._num_told = [0] * len(self.stream.requests)  # tokens of each answer in the events so far
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -109,13 +115,15 @@ class Generation:
                     raise answer_failed(event.error or "the engine failed")
                 if event.finish_reason is FinishReason.DEADLINE:
                     raise deadline_passed()
-                yield self._indices[event.request], event
+                index = self._indices[event.request]
+                self._num_told[index] = event.num_generated
+                yield index, event
 
     def usage(self) -> Usage:
-        """Token counts so far; each prompt counts once."""
+        """Token counts as of the last event; each prompt counts once."""
         firsts = self.requests[:: self.submission.choosing.num_choices]
         prompt_tokens = sum(request.num_prompt_tokens for request in firsts)
-        completion_tokens = sum(request.num_generated for request in self.requests)
+        completion_tokens = sum(self._num_told)
         return Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -143,7 +151,8 @@ class Generation:
             "key": self.submission.caller.name,
             "user": self.submission.fields.end_user,
             "finish_reasons": [request.finish_reason or FinishReason.CANCELLED for request in self.requests],
-            "usage": self.usage().model_dump(),
+            "prompt_tokens": self.usage().prompt_tokens,
+            "completion_tokens": sum(request.num_generated for request in self.requests),
         }
         return orjson.dumps(line).decode()
 
@@ -205,12 +214,14 @@ class Generator:
         if num_requests > MAX_REQUESTS:
             message = f"{len(prompts)} prompts of {num_choices} answers make {num_requests}; at most {MAX_REQUESTS} are"
             raise InvalidRequestError(f"{message} allowed in one request", "prompt")
-        constraints = await self._compile(submission, num_requests)
-        generation_id = f"{prefix}-{uuid.uuid4().hex}"
-        requests = self._requests(generation_id, submission, constraints)
-        lease = self.limiter.admit(submission.caller.name, sum(len(prompt.ids) for prompt in prompts))
+        num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        _check_prompt_logprobs(submission, num_prompt_tokens)
+        self.engine_loop.check_open()
+        lease = self.limiter.admit(submission.caller.name, num_prompt_tokens)
         try:
-            stream = self.engine_loop.submit(*requests)
+            constraints = await self._compile(submission, num_requests)
+            generation_id = f"{prefix}-{uuid.uuid4().hex}"
+            stream = self.engine_loop.submit(*self._requests(generation_id, submission, constraints))
         except BaseException:
             lease.release()
             raise
@@ -235,7 +246,7 @@ class Generator:
                     stop=stop,
                     detokenizer=tokenizer.incremental(skip_special_tokens=fields.skip_special_tokens),
                     priority=fields.priority,
-                    deadline_s=self._deadline(fields.deadline_ms),
+                    deadline_s=self._deadline(submission),
                     cache_salt=self._cache_salt(submission),
                     prompt_logprobs=submission.prompt_logprobs if choice == 0 else None,
                     shared_prompt=shared,
@@ -254,15 +265,31 @@ class Generator:
         with blaming_form(choosing.form_field or fields.guide_field):
             return await asyncio.to_thread(lambda: [self.constraints.compile(spec) for _ in range(count)])
 
-    def _deadline(self, deadline_ms: int | None) -> float | None:
+    def _deadline(self, submission: Submission) -> float | None:
         """The earlier of the request's own deadline and the service's."""
+        deadline_ms = submission.fields.deadline_ms
         limits_s = [deadline_ms / 1000] if deadline_ms is not None else []
         limits_s += [self.settings.request_timeout_s] if self.settings.request_timeout_s else []
-        return time.monotonic() + min(limits_s) if limits_s else None
+        return submission.caller.arrived_s + min(limits_s) if limits_s else None
 
     def _cache_salt(self, submission: Submission) -> str:
         key = submission.caller.name if self.settings.is_cache_per_key else ""
         return f"{key}\0{submission.fields.cache_salt or ''}"
+
+
+def _check_prompt_logprobs(submission: Submission, num_prompt_tokens: int) -> None:
+    """Refuse reports of a prompt that would hold up everybody's streams while they are written.
+
+    Raises:
+        InvalidRequestError: too many log-probabilities.
+    """
+    if submission.prompt_logprobs is None:
+        return
+    count = num_prompt_tokens * (submission.prompt_logprobs + 1)
+    if count > MAX_PROMPT_LOGPROBS:
+        message = f"{num_prompt_tokens} prompt tokens with {submission.prompt_logprobs} alternatives each make {count} "
+        message += f"log-probabilities; at most {MAX_PROMPT_LOGPROBS} are reported in one request"
+        raise InvalidRequestError(message, "prompt_logprobs")
 
 
 def durations(timeline: Timeline) -> tuple[float, float, float]:

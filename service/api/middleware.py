@@ -27,7 +27,8 @@ class BodyLimit:
             return
         too_large = body_too_large(self._max_body_bytes)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max_body_bytes:
+        # more digits than 64 bits have are not even read as a number
+        if not declared.isdigit() or len(declared) > 19 or int(declared) > self._max_body_bytes:
             await too_large.response()(scope, receive, send)
             return
         watch = _BodyWatch(self._max_body_bytes, receive)

@@ -24,6 +24,11 @@ class ToolCallParser:
         self._buffer = ""
         self._ends_with = NAME_BEGIN  # what ends the present part: content, a name, or arguments
 
+    @property
+    def is_called(self) -> bool:
+        """Whether there are calls, all of them complete."""
+        return self.num_calls > 0 and self._ends_with == NAME_BEGIN
+
     def push(self, text: str) -> list[Delta]:
         """What became certain with this text."""
         self._buffer += text

@@ -100,6 +100,7 @@ class Engine:
         self._running: list[Request] = []  # in order of admission
         self._ended: list[Request] = []  # since `take_ended`
         self._num_retries = 0
+        self._lacks_memory = False  # since a step failed for lack of memory, until one succeeds
 
     @property
     def has_work(self) -> bool:
@@ -168,7 +169,7 @@ class Engine:
             failure = error
             outcome, events = self._recover(plan, error)
         else:
-            self._num_retries = 0
+            self._num_retries, self._lacks_memory = 0, False
             outcome, events = StepOutcome.DONE, tuple(self._commit(plan, result))
             self._compact()
         return StepReport(
@@ -176,7 +177,7 @@ class Engine:
             duration_s=self._clock() - started_s,
             num_decode_rows=len(plan.decode) + len(plan.verify),
             num_prefill_tokens=plan.num_prefill_tokens,
-            num_preempted=len(plan.preempt),
+            num_preempted=len(plan.preempt) + (outcome is StepOutcome.CAPACITY),
             num_prompt_tokens=sum(request.num_prompt_tokens for request in plan.admit),
             num_cached_tokens=sum(plan.num_cached.values()),
             num_drafted_tokens=result.num_drafted_tokens,
@@ -186,7 +187,8 @@ class Engine:
         )
 
     def _capacity(self) -> Capacity:
-        free_rows = self._kv_cache.num_rows - len(self._running)
+        is_closed = self._lacks_memory and bool(self._running)  # whoever lost a row must not take it back at once
+        free_rows = 0 if is_closed else self._kv_cache.num_rows - len(self._running)
         return Capacity(free_rows, self._budget_tokens, self._kv_cache.tokens_per_page)
 
     def _expire(self, now_s: float) -> Iterator[TokenEvent]:
@@ -225,7 +227,8 @@ class Engine:
         else:
             self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt)
         request.num_computed = num_tokens
-        request.num_cached_tokens = num_tokens
+        if not request.num_preemptions:  # what it finds of itself later is no saving
+            request.num_cached_tokens = num_tokens
 
     def _preempt(self, request: Request) -> None:
         """Take a request's row away; it waits, keeps its tokens, and will replay them."""
@@ -245,8 +248,9 @@ class Engine:
             logger.warning("step failed, try %d of %d: %s", self._num_retries, MAX_RETRIES, str(error))
             return StepOutcome.RETRYABLE, ()
         if isinstance(error, MemoryError) and len(self._running) > 1:
-            logger.warning("no memory for a step; preempting the request admitted last: %s", str(error))
-            self._preempt(self._running[-1])
+            logger.warning("no memory for a step; preempting a request: %s", str(error))
+            self._lacks_memory = True
+            self._preempt(self._scheduler.victims(self._running, self._clock())[0])
             return StepOutcome.CAPACITY, ()
         logger.error("step failed for good", exc_info=error)
         ends = [self.abort(request, FinishReason.ERROR, FAILED_MESSAGE) for request in plan.requests]
@@ -323,10 +327,17 @@ class Engine:
         stop = request.stop
         if token_id in stop.token_ids or token_id in stop.eos_token_ids:
             reason = token_id if token_id in stop.token_ids else None
-            last = request.detokenizer.push(token_id) if stop.is_included and reason is not None else ""
-            return self._end(request, FinishReason.STOP, token_id, last + _flush(request), stop_reason=reason)
+            met, last = None, ""
+            if stop.is_included and reason is not None:
+                last, met = request.stop_strings.push(request.detokenizer.push(token_id))
+            text = last if met is not None else last + _flush(request)
+            return self._end(request, FinishReason.STOP, token_id, text, stop_reason=reason)
         if request.constraint is not None:
-            request.constraint.advance(token_id)
+            try:
+                request.constraint.advance(token_id)
+            except ValueError as error:
+                message = f"{CONSTRAINT_FAILED_MESSAGE}{error}"
+                return self._end(request, FinishReason.ERROR, token_id, "", error=message)
         text, met = self._match(request, request.detokenizer.push(token_id))
         if met is not None:
             return self._end(request, FinishReason.STOP, token_id, text, stop_reason=met)

@@ -222,10 +222,8 @@ class EngineLoop:
         """
         for request in requests:
             self._engine.limits.check(request)
-        self.check_health()
+        self.check_open()
         with self._wake:
-            if self._is_draining:
-                raise EngineDrainingError("the service is shutting down and takes no new requests")
             self._check_room(requests)
             stream = RequestStream(requests, self._request_cancel)
             for request in requests:
@@ -235,13 +233,23 @@ class EngineLoop:
             self._wake.notify()
         return stream
 
+    def check_open(self) -> None:
+        """Refuse before any work is done for a request.
+
+        Raises:
+            EngineDrainingError, EngineUnhealthyError: none is taken now.
+        """
+        self.check_health()
+        if self._is_draining:
+            raise EngineDrainingError("the service is shutting down and takes no new requests")
+
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Refuse what the queue has no room for. Under the lock.
 
         Raises:
             QueueFullError: too many requests or tokens wait.
         """
-        if self.num_waiting + len(requests) > self._max_waiting_requests:
+        if self.num_waiting and self.num_waiting + len(requests) > self._max_waiting_requests:
             raise QueueFullError(
                 f"{self.num_waiting} requests are waiting, {self._max_waiting_requests} are allowed; try again later"
             )
@@ -263,7 +271,7 @@ class EngineLoop:
             while self._failure is None and self._take_commands():
                 if self._engine.has_work:
                     self._step()
-        except Exception as error:
+        except BaseException as error:  # extensions written in Rust panic with one, and requests must end
             logger.exception("the engine stopped stepping")
             self._failure = f"{type(error).__name__}: {error}"
         self._end_all(STOPPED_MESSAGE if self._failure is None else FAILED_MESSAGE)

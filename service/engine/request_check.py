@@ -4,6 +4,7 @@ Separate from the request because the limits are the engine's: the model's vocab
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,10 @@ class RequestLimits:
         self._check_lengths(request)
         for name, token_ids in _named_token_ids(request).items():
             self.check_ids(name, token_ids)
+        if "" in request.stop.strings:
+            raise InvalidRequestError("stop has an empty string; each needs at least one character", "stop")
+        if request.deadline_s is not None and math.isnan(request.deadline_s):
+            raise InvalidRequestError("deadline_s is not a number", "deadline_s")
         count = request.prompt_logprobs
         if count is not None and not 0 <= count <= MAX_PROMPT_LOGPROBS:
             raise InvalidRequestError(
@@ -97,4 +102,4 @@ class RequestLimits:
 
 def _named_token_ids(request: Request) -> dict[str, tuple[int, ...]]:
     """Every token id that a request names beside its prompt, by the field that names it."""
-    return {**request.sampling.named_token_ids(), "stop_token_ids": tuple(request.stop.token_ids)}
+    return {"stop_token_ids": tuple(request.stop.token_ids), **request.sampling.named_token_ids()}

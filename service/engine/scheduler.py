@@ -11,9 +11,10 @@ before all that have not, whatever their priority. So no request starves: it sta
 because admitted requests end (every one has max_tokens) or are preempted.
 
 **Memory.** A request is admitted if its tokens fit the token budget beside what is held and a reserve of
-RESERVE_TOKENS of growth for each running request. When a step's growth would not fit, the most recently admitted of
-the lowest priority are preempted: they lose the least work, wait in their old place, and replay. The request admitted
-first always goes on, and one alone is never preempted, so every admitted request finishes (docs/adr/0007).
+`reserve_tokens` of growth for each running request. When a step's growth would not fit, the most recently admitted of
+the lowest priority are preempted: they lose the least work, wait in their old place, and replay. Overdue requests are
+preempted last, whatever their priority, and the one of them admitted first goes on; one alone is never preempted. So
+every admitted request finishes (docs/adr/0007).
 
 **Chunks of two.** Prompt chunks have at least two tokens: attention takes another kernel path for a single query, whose
 result differs in the last bits, and an answer must not depend on how its prompt was cut (docs/adr/0004).
@@ -83,7 +84,7 @@ class Scheduler:
         waiting: in order of arrival. running: in order of admission. now_s: monotonic seconds. num_cached: tells how
         many of a request's first tokens need no computing once it has a row.
         """
-        preempt = self._preempt(running, capacity)
+        preempt = self._preempt(running, capacity, now_s)
         kept = [request for request in running if request not in preempt]
         admit = () if preempt else self._admit(waiting, kept, capacity, now_s)
         cached = {request: num_cached(request) for request in admit}
@@ -108,7 +109,7 @@ class Scheduler:
 
     def _rank(self, request: Request, now_s: float) -> tuple[int, int, float]:
         arrived_s = request.timeline.arrived_s
-        if now_s - arrived_s >= self.starvation_s:
+        if self._is_overdue(request, now_s):
             return (0, 0, arrived_s)
         return (1, request.priority, arrived_s)
 
@@ -138,12 +139,27 @@ class Scheduler:
         """Growth to keep free for a request: what it may still generate, up to the reserve."""
         return min(self.reserve_tokens, request.stop.max_tokens - request.num_generated)
 
-    def _preempt(self, running: Sequence[Request], capacity: Capacity) -> tuple[Request, ...]:
-        """Who must give up a row so that the others' next tokens fit: lowest priority first, then last admitted."""
+    def victims(self, running: Sequence[Request], now_s: float) -> list[Request]:
+        """Running requests, the first to lose its row first: overdue ones last, so that they finish.
+
+        Among the others the lowest priority, then the one admitted last, which loses the least work.
+        """
+        ranked = enumerate(running)
+        order = sorted(ranked, key=lambda item: (self._is_overdue(item[1], now_s), -item[1].priority, -item[0]))
+        overdue_from = next((at for at, (_, r) in enumerate(order) if self._is_overdue(r, now_s)), len(order))
+        overdue = sorted(order[overdue_from:], key=lambda item: -item[0])  # priority has yielded
+        return [request for _, request in [*order[:overdue_from], *overdue]]
+
+    def _is_overdue(self, request: Request, now_s: float) -> bool:
+        return now_s - request.timeline.arrived_s >= self.starvation_s
+
+    def _preempt(self, running: Sequence[Request], capacity: Capacity, now_s: float) -> tuple[Request, ...]:
+        """Who must give up a row so that the others' next tokens fit."""
         held = sum(capacity.pages(_next_tokens(request)) for request in running)
+        if held <= capacity.budget_tokens:
+            return ()
         victims: list[Request] = []
-        order = sorted(enumerate(running), key=lambda item: (-item[1].priority, -item[0]))
-        for _, request in order[: len(running) - 1] if running else []:
+        for request in self.victims(running, now_s)[: len(running) - 1]:
             if held <= capacity.budget_tokens:
                 break
             victims.append(request)

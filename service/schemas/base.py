@@ -3,6 +3,7 @@
 Strict on purpose: a number in quotes, an unknown field or NaN is refused with a message, never guessed at or ignored.
 """
 
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -26,24 +27,33 @@ def refuse_surrogates(text: str) -> str:
     return text
 
 
-def _refuse_depth(value: dict[str, Any]) -> dict[str, Any]:
-    """Free-form JSON is bounded, so that nothing that walks it runs out of stack."""
+def _refuse_extremes(value: dict[str, Any]) -> dict[str, Any]:
+    """Free-form JSON is bounded, so that nothing that walks it, computes with it or writes it again fails."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
-        level = [inner for item in level if isinstance(item, dict | list) for inner in _children(item)]
+        level = [inner for item in level for inner in _children(item)]
         if not level:
             return value
     raise PydanticCustomError("depth", f"JSON is nested deeper than {MAX_JSON_DEPTH} levels")
 
 
-def _children(item: dict[str, Any] | list[Any]) -> list[Any]:
-    return list(item.values()) if isinstance(item, dict) else item
+def _children(item: Any) -> list[Any]:
+    """What an object or array holds; refuses what it is itself."""
+    if isinstance(item, str):
+        refuse_surrogates(item)
+    elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+        raise PydanticCustomError("number", "a whole number in JSON must fit in 64 bits")
+    elif isinstance(item, float) and not math.isfinite(item):
+        raise PydanticCustomError("number", "a number in JSON must be finite")
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    return item if isinstance(item, list) else []
 
 
 Text = Annotated[str, AfterValidator(refuse_surrogates)]
 TokenId = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]  # the engine checks it against the vocabulary
 TokenCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-JsonObject = Annotated[dict[str, Any], AfterValidator(_refuse_depth)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_refuse_extremes)]
 
 
 class WireModel(BaseModel):

@@ -66,7 +66,9 @@ class EngineFields(WireModel):
         default=None, description="Choose among these tokens only."
     )
     bad_words: list[StopString] | None = Field(
-        default=None, max_length=MAX_BAD_WORDS, description="Texts that are never completed."
+        default=None,
+        max_length=MAX_BAD_WORDS,
+        description="Words never written as their usual tokens, at the start of a text or after a space.",
     )
     priority: int = Field(
         default=0, ge=-MAX_INTEGER, le=MAX_INTEGER, description="Lower is served earlier among those that wait."

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import Text, TokenCount, TokenId, Usage
+from service.schemas.base import Text, TokenCount, TokenId, Usage, refusal
 from service.schemas.generation import GenerationFields, StopReason
 
 
@@ -21,6 +21,12 @@ class GenerateRequest(GenerationFields):
     return_progress: bool = Field(
         default=False, description="With `stream`: send how much of the prompt has been computed, while it is."
     )
+
+    @model_validator(mode="after")
+    def _progress_needs_a_stream(self) -> "GenerateRequest":
+        if self.return_progress and not self.stream:
+            raise refusal("return_progress", "return_progress is only allowed with stream: true")
+        return self
 
 
 class Timings(BaseModel):

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.model
 def server(int8_bundle: Bundle) -> Iterator[Server]:
     """One server with keys and limits, which writes its request log."""
     options = ["--max-requests-per-minute", str(REQUESTS_PER_MINUTE), "--max-concurrent-requests", "2"]
-    options += ["--log-requests", "true"]
+    options += ["--log-requests"]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ATTEND_API_KEYS", ",".join(f"{name}:{key}" for name, key in KEYS.items()))
         with running_server("--standalone", "--bundle", int8_bundle.path, *options) as server:

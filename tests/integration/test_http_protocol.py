@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -20,11 +21,12 @@ REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
-def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server that waits for heads half a second."""
+def port(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server that waits for heads half a second, over the decoder that a test names."""
+    decoder = getattr(request, "param", FakeDecoder)()
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.5)
     config = uvicorn.Config(
-        fake_app(tmp_path, FakeDecoder()),
+        fake_app(tmp_path, decoder),
         port=free_port(),
         http=GuardedProtocol,
         log_level="critical",
@@ -97,3 +99,34 @@ def test_requests_one_after_the_other_and_slow_answers_are_left_alone(port: int)
         time.sleep(0.7)  # a slow body is the app's business
         connection.sendall(body[10:])
         assert b"[DONE]" in read_all(connection)
+
+
+class SlowDecoder(FakeDecoder):
+    """Takes its time for every token."""
+
+    def decode(self, token_ids: Any, past_tokens: Any) -> Any:
+        """As the fake, later."""
+        time.sleep(0.2)
+        return super().decode(token_ids, past_tokens)
+
+
+@pytest.mark.parametrize("port", [SlowDecoder], indirect=True)
+def test_an_answer_may_take_longer_than_a_head(port: int) -> None:
+    """The timer is the head's: a stream of a second and a half goes on to its end."""
+    body = json.dumps({"prompt": "hi", "max_tokens": 8, "stream": True}).encode()
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with connect(port) as connection:
+        connection.sendall(head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"[DONE]" in answer
+    assert b"408" not in answer
+
+
+def test_a_body_larger_than_a_head_may_be_is_the_apps_business(port: int) -> None:
+    """Read in one piece with its head or not: the app answers, here that the prompt is too long."""
+    body = json.dumps({"prompt": "x" * 300_000}).encode()
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with connect(port) as connection:
+        connection.sendall(head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
+        assert code_of(read_all(connection)) == (400, "context_length_exceeded")

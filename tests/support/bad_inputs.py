@@ -93,7 +93,9 @@ BODIES = [
     raw(GENERATE, "NaN as an integer", '{"prompt": "hi", "n": NaN}', "n", "n: "),
     raw(GENERATE, "NaN as a bias", '{"prompt": "hi", "logit_bias": {"1": NaN}}', "logit_bias", "logit_bias"),
     raw(GENERATE, "1e999 as a bias", '{"prompt": "hi", "logit_bias": {"1": 1e999}}', "logit_bias", "logit_bias"),
-    raw(GENERATE, "NaN in a schema", '{"prompt": "hi", "guided_json": {"const": NaN}}', "guided_json", "not JSON"),
+    raw(
+        GENERATE, "NaN in a schema", '{"prompt": "hi", "guided_json": {"const": NaN}}', "guided_json", "must be finite"
+    ),
     raw(GENERATE, "4,400 digits", '{"prompt": "hi", "seed": ' + "9" * 4400 + "}", None, "could not be read"),
 ]
 RANGES = [
@@ -205,8 +207,18 @@ FORMS = [
     bad(GENERATE, "inner name", {"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "regex cannot"),
     bad(GENERATE, "unknown form", {"structured_outputs": {"xml": 1}}, "structured_outputs.xml", "not a field"),
     bad(GENERATE, "speculation", {"speculation": True, "guided_regex": "a"}, "speculation", "cannot be given together"),
-    bad(GENERATE, "half a pair", {"guided_json": {"const": "\ud800"}}, "guided_json", "half a surrogate pair"),
-    bad(GENERATE, "half a pair as name", {"guided_json": {"\udfff": 1}}, "guided_json", "half a surrogate pair"),
+    bad(GENERATE, "a number of 65 bits", {"guided_json": {"maximum": 2**64}}, "guided_json", "64 bits"),
+    bad(GENERATE, "a huge bound", {"guided_json": {"type": "number", "minimum": 10**400}}, "guided_json", "64 bits"),
+    bad(GENERATE, "progress without a stream", {"return_progress": True}, "return_progress", "stream: true"),
+    bad(
+        RESPONSES,
+        "a number of 65 bits in a format",
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"maximum": 10**30}}}},
+        "text.format.schema",
+        "64 bits",
+    ),
+    bad(GENERATE, "half a pair", {"guided_json": {"const": "\ud800"}}, "guided_json", "lone surrogate"),
+    bad(GENERATE, "half a pair as name", {"guided_json": {"\udfff": 1}}, "guided_json", "lone surrogate"),
     bad(GENERATE, "half a pair in a choice", {"guided_choice": ["\ud800"]}, "guided_choice.0", "lone surrogate"),
     bad(CHAT, "unknown format", {"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
     bad(CHAT, "format without type", {"response_format": {}}, "response_format.type", "discriminator"),
@@ -301,7 +313,13 @@ TOOLS = [
     bad(CHAT, "129 tools", {"tools": [function(f"f{n}") for n in range(129)]}, "tools", "at most 128 items"),
     bad(CHAT, "parameters of text", {"tools": [function(parameters={"type": "string"})]}, "tools", 'must be "object"'),
     bad(CHAT, "half a pair", {"tools": [function(description="\ud800")]}, "tools.0.function.description", "surrogate"),
-    bad(CHAT, "half a pair in parameters", {"tools": [function(parameters={"title": "\ud800"})]}, "tools", "surrogate"),
+    bad(
+        CHAT,
+        "half a pair in parameters",
+        {"tools": [function(parameters={"title": "\ud800"})]},
+        "tools.0.function.parameters",
+        "surrogate",
+    ),
     bad(CHAT, "choice without tools", {"tool_choice": "required"}, "tool_choice", "tool_choice needs tools"),
     bad(CHAT, "unknown word", {"tools": [function()], "tool_choice": "any"}, "tool_choice", "'required'"),
     bad(CHAT, "unknown choice", {"tools": [function()], "tool_choice": function("g")}, "tool_choice", "names 'g'"),

@@ -314,9 +314,19 @@ def test_logprobs_are_the_models_own_whatever_was_edited() -> None:
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"allowed_token_ids": (1,), "banned_token_ids": (1,)}, "leaves no token to choose"),
         ({"allowed_token_ids": ()}, "leaves no token to choose"),
+        ({"allowed_token_ids": (1,), "end_token_ids": (1,), "min_tokens": 1}, "one that does not end the answer"),
+        ({"banned_sequences": ((1,),)}, "banned_sequences need at least two tokens"),
     ],
 )
 def test_contradictory_and_impossible_parameters_are_refused(changes: dict[str, Any], message: str) -> None:
     """Each names its field, what was given and what is allowed."""
     with pytest.raises(ValueError, match=message):
         SamplingParams(**changes)
+
+
+def test_banned_sequences_give_way_where_they_would_leave_nothing() -> None:
+    """Only token 1 is allowed, and it may not follow itself: the allowance holds."""
+    params = SamplingParams(temperature=1.5, seed=1, allowed_token_ids=(1,), banned_sequences=((1, 1),))
+    for generated in ([], [1], [1, 1]):
+        logits = LOGITS.copy()[None]
+        assert Sampler(NumpyKernels()).sample(logits, {0: row(params, (), generated)})[0].token_id == 1

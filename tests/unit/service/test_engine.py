@@ -190,6 +190,37 @@ def test_no_memory_for_a_step_preempts_one_and_goes_on() -> None:
     assert [request.generated_ids for request in requests] == [expected_tokens([i, 2], 6) for i in range(3)]
 
 
+def test_memory_that_stays_short_ends_in_an_error_not_in_steps_without_end() -> None:
+    """One after the other loses its row, the least urgent first; the last one that cannot run is told."""
+    engine, decoder = make_engine()
+    decoder.always_fails, decoder.failure = True, MemoryError("no pages")
+    requests = [make_request([i, 2], 6, priority=5 - i) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    reports = [engine.step() for _ in range(3)]
+    assert [report.outcome for report in reports] == [StepOutcome.CAPACITY] * 2 + [StepOutcome.FATAL]
+    assert [report.num_preempted for report in reports] == [1, 1, 0]
+    assert requests[2].finish_reason is FinishReason.ERROR
+    assert [request.row for request in requests[:2]] == [None, None]
+
+
+def test_a_low_priority_request_finishes_although_urgent_ones_keep_coming() -> None:
+    """Once overdue it is neither passed over nor preempted first."""
+    clock = Clock()
+    decoder = FakeDecoder(4)
+    engine = Engine(decoder, Scheduler(64, starvation_s=1.0), kv_budget_tokens=4 * 64, clock=clock)
+    patient = make_request([1] * 50, 100, priority=10)
+    engine.add(patient)
+    for number in range(600):
+        if len(engine.waiting) + len(engine.running) < 4:
+            engine.add(make_request([number % 200] * 40, 40, priority=0, arrived_s=clock.now_s))
+        engine.step()
+        clock.now_s += 0.05
+        if patient.is_finished:
+            break
+    assert patient.generated_ids == expected_tokens([1] * 50, 100)
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(-1, 1)), min_size=2, max_size=10),
     st.integers(7, 20),
@@ -303,6 +334,18 @@ def test_the_models_end_and_the_requests_own_are_told_apart() -> None:
         events = run(engine, decoder)
         assert (events[-1].finish_reason, events[-1].stop_reason) == (FinishReason.STOP, reason)
         assert text_of(events, request) == TOKENIZER.decode(text)
+
+
+def test_a_stop_tokens_text_comes_behind_what_was_held_for_a_stop_string() -> None:
+    """The start of a stop string waits; the token that ends the answer is shown after it."""
+    prompt = next([i, j] for i in range(200) for j in range(200) if min(expected_tokens([i, j], 2)) > 32)
+    first, second = expected_tokens(prompt, 2)
+    held = TOKENIZER.decode([first])
+    engine, decoder = make_engine()
+    request = make_request(prompt, 9, stop=[held + "never"], stop_ids=[second], includes_stop=True)
+    engine.add(request)
+    events = run(engine, decoder)
+    assert text_of(events, request) == TOKENIZER.decode([first, second])
 
 
 def test_stop_strings_do_not_count_before_min_tokens() -> None:

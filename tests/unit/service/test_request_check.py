@@ -44,6 +44,14 @@ def test_prompts_and_lengths_that_cannot_be_are_refused_with_their_field(
         ({"stop_ids": [999]}, "stop_token_ids: token id 999", "stop_token_ids"),
         ({"sampling": SamplingParams(min_tokens=9)}, "min_tokens is 9; it must be at most max_tokens, 8", "min_tokens"),
         ({"prompt_logprobs": 21}, "prompt_logprobs is 21; it must be from 0 to 20", "prompt_logprobs"),
+        (
+            {"sampling": SamplingParams(banned_sequences=((1, 300),))},
+            "banned_sequences: token id 300",
+            "banned_sequences",
+        ),
+        ({"sampling": SamplingParams(end_token_ids=(999,))}, "end_token_ids: token id 999", "end_token_ids"),
+        ({"stop": [""]}, "stop has an empty string", "stop"),
+        ({"deadline_s": float("nan")}, "deadline_s is not a number", "deadline_s"),
         ({"prompt_logprobs": -1}, "prompt_logprobs is -1", "prompt_logprobs"),
     ],
 )

@@ -1,7 +1,6 @@
 """POST /v1/chat/completions, as the OpenAI clients speak it."""
 
 import contextlib
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import SILENCE_S, EventStream
+from service.api.streaming import EventStream, usage_frames
 from service.api.tool_calls import ToolCallParser
 from service.engine.request import FinishReason, TokenEvent
 from service.engine.request_check import blaming
@@ -41,7 +40,9 @@ async def chat_completions(
     generation = await _submit(body, generator, Caller.of(http_request))
     writer = ChatWriter(generation, body, generator)
     if body.stream:
-        return EventStream(_chunks(generation, writer, body), generation.close)
+        opening = (writer.opening(index) for index in range(len(generation.requests)))
+        chunks = usage_frames(generation, "chat.completion.chunk", body, opening, writer.write)
+        return EventStream(chunks, generation.close)
     choices = await finish(generation, http_request, lambda: _fold(generation, writer))
     answer = ChatCompletionResponse(
         id=generation.id,
@@ -148,35 +149,6 @@ class ChatWriter:
     def _finish_reason(self, index: int, event: TokenEvent) -> str | None:
         called = bool(self._parsers) and self._parsers[index].is_called
         return "tool_calls" if called and event.finish_reason is FinishReason.STOP else event.finish_reason
-
-
-async def _chunks(
-    generation: Generation, writer: ChatWriter, body: ChatCompletionRequest
-) -> AsyncGenerator[dict[str, Any] | None, None]:
-    """The chunks of a streamed answer, then the usage if asked for."""
-    frame: dict[str, Any] = {
-        "id": generation.id,
-        "object": "chat.completion.chunk",
-        "created": generation.created,
-        "model": generation.model_id,
-    }
-    if body.include_usage:
-        frame["usage"] = None
-    async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
-        if body.continuous_usage:
-            frame["usage"] = generation.usage().model_dump()
-        for index in range(len(generation.requests)):
-            yield {**frame, "choices": [writer.opening(index)]}
-        async for item in events:
-            if item is None:
-                yield None
-                continue
-            if body.continuous_usage:
-                frame["usage"] = generation.usage().model_dump()
-            for choice in writer.write(*item):
-                yield {**frame, "choices": [choice]}
-    if body.include_usage:
-        yield {**frame, "choices": [], "usage": generation.usage().model_dump()}
 
 
 class _Folded:

@@ -1,7 +1,7 @@
 """POST /v1/completions, as the OpenAI clients speak it."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import SILENCE_S, EventStream
+from service.api.streaming import EventStream, usage_frames
 from service.engine.request import TokenEvent
 from service.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 
@@ -29,7 +29,8 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
     generation = await _submit(body, generator, Caller.of(http_request))
     writer = CompletionWriter(generation, body, generator)
     if body.stream:
-        return EventStream(_chunks(generation, writer, body), generation.close)
+        chunks = usage_frames(generation, "text_completion", body, (), writer.chunks)
+        return EventStream(chunks, generation.close)
     choices = await finish(generation, http_request, lambda: _fold(generation, writer))
     answer = CompletionResponse(
         id=generation.id,
@@ -87,9 +88,11 @@ class CompletionWriter:
             choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, first, num_top)
         return choice
 
-    def says_something(self, choice: Choice) -> bool:
-        """Whether a chunk is worth sending: text held back for the next one is not."""
-        return bool(choice["text"] or choice["finish_reason"] or choice["logprobs"] or "prompt_logprobs" in choice)
+    def chunks(self, index: int, event: TokenEvent) -> list[Choice]:
+        """The choice of an event if it is worth sending: text held back for the next one is not."""
+        choice = self.write(index, event)
+        says = choice["text"] or choice["finish_reason"] or choice["logprobs"] or "prompt_logprobs" in choice
+        return [choice] if says else []
 
     def _first_request(self, index: int) -> Any:
         """The request that computed the prompt of an answer, and so its log-probabilities."""
@@ -131,32 +134,6 @@ class CompletionWriter:
             columns[name].append(value)
         columns["text_offset"].append(self._offsets[index])
         self._offsets[index] += len(detokenizer.push(token_id))
-
-
-async def _chunks(
-    generation: Generation, writer: CompletionWriter, body: CompletionRequest
-) -> AsyncGenerator[dict[str, Any] | None, None]:
-    """The chunks of a streamed answer, then the usage if asked for."""
-    frame: dict[str, Any] = {
-        "id": generation.id,
-        "object": "text_completion",
-        "created": generation.created,
-        "model": generation.model_id,
-    }
-    if body.include_usage:
-        frame["usage"] = None
-    async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
-        async for item in events:
-            if item is None:
-                yield None
-                continue
-            choice = writer.write(*item)
-            if writer.says_something(choice):
-                if body.continuous_usage:
-                    frame["usage"] = generation.usage().model_dump()
-                yield {**frame, "choices": [choice]}
-    if body.include_usage:
-        yield {**frame, "choices": [], "usage": generation.usage().model_dump()}
 
 
 async def _fold(generation: Generation, writer: CompletionWriter) -> list[Choice]:

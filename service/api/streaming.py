@@ -5,7 +5,7 @@ A stream ends with `data: [DONE]`, or, if something fails after it has begun, wi
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 import orjson
@@ -13,6 +13,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api.errors import INTERNAL_ERROR, from_exception
+from service.api.generation import Generation
+from service.engine.request import TokenEvent
+from service.schemas.generation import OpenAIFields
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,43 @@ KEEP_ALIVE = b": keep-alive\n\n"
 SILENCE_S = 10.0  # proxies commonly close a connection that is silent for 30 to 60 s
 
 Payload = dict[str, Any]
+
+
+async def usage_frames(
+    generation: Generation,
+    kind: str,
+    body: OpenAIFields,
+    opening: Iterable[Payload],
+    write: Callable[[int, TokenEvent], Iterable[Payload]],
+) -> AsyncGenerator[Payload | None, None]:
+    """The chunks of OpenAI's older two routes: choices in frames, with token counts where they are asked for.
+
+    kind: the chunks' `object`. opening: choices sent before any event. write: the choices that an event makes.
+    """
+    frame: Payload = {
+        "id": generation.id,
+        "object": kind,
+        "created": generation.created,
+        "model": generation.model_id,
+    }
+    if body.include_usage:
+        frame["usage"] = None
+
+    def framed(choice: Payload) -> Payload:
+        counts = {"usage": generation.usage().model_dump()} if body.continuous_usage else {}
+        return {**frame, "choices": [choice], **counts}
+
+    async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
+        for choice in opening:
+            yield framed(choice)
+        async for item in events:
+            if item is None:
+                yield None
+                continue
+            for choice in write(*item):
+                yield framed(choice)
+    if body.include_usage:
+        yield {**frame, "choices": [], "usage": generation.usage().model_dump()}
 
 
 def encode(payload: Payload) -> bytes:

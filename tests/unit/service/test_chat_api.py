@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from service.api import chat
+from service.api import streaming
 from tests.support.api_client import CHAT, Json, body_for, error_of, events_of, folded_chat
 from tests.support.fake_decoder import FakeDecoder, GatedDecoder, expected_tokens
 from tests.support.fake_service import fake_app
@@ -330,7 +330,7 @@ def test_a_deadline_that_passes_ends_the_request(tmp_path: Path, is_streamed: bo
 
 def test_a_silent_stream_sends_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that proxies keep the connection; the answer then goes on as if nothing had been sent."""
-    monkeypatch.setattr(chat, "SILENCE_S", 0.01)
+    monkeypatch.setattr(streaming, "SILENCE_S", 0.01)
     decoder = GatedDecoder()
     app = fake_app(tmp_path, decoder)
     messages = [{"type": "http.request", "body": json.dumps(body_for(CHAT, stream=True)).encode()}]

@@ -86,6 +86,20 @@ def test_a_constraint_that_fails_ends_its_own_request_with_an_error_that_says_wh
     assert other.generated_ids == expected_tokens([3, 4], 8)
 
 
+def test_a_token_that_the_constraint_does_not_take_ends_its_request_with_the_same_error() -> None:
+    """Failing behind a choice is told like failing before one."""
+
+    class Stubborn(Sequences):
+        def advance(self, token_id: int) -> None:
+            raise ValueError("no such state")
+
+    engine, decoder = make_engine()
+    request = make_request([1, 2], 8, constraint=Stubborn([72] * 8))
+    engine.add(request)
+    (end,) = run(engine, decoder)
+    assert (end.finish_reason, end.error) == (FinishReason.ERROR, CONSTRAINT_FAILED_MESSAGE + "no such state")
+
+
 def test_a_constraint_survives_a_preemption() -> None:
     """Replayed tokens are not taken in twice."""
     engine, decoder = make_engine()

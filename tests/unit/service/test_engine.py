@@ -290,6 +290,19 @@ def test_a_hit_skips_computing() -> None:
     assert [request.num_cached_tokens for request in requests] == [0, 128, 0]
 
 
+def test_what_a_request_finds_of_itself_after_a_preemption_is_no_saving() -> None:
+    """Usage does not depend on what else was going on."""
+    decoder = FakeDecoder(1)
+    engine = Engine(decoder, Scheduler(512), prefix_cache_bytes=1 << 20)
+    request = make_request([5] * 150, 4)
+    engine.add(request)
+    engine.step()
+    engine._preempt(request)
+    run(engine, decoder)
+    assert decoder.chunks == [150, 22]
+    assert request.num_cached_tokens == 0
+
+
 def test_a_deadline_ends_a_request_wherever_it_is() -> None:
     """Waiting or running, with its own reason; its row is free for the next."""
     clock = Clock()

@@ -158,6 +158,40 @@ def test_a_failing_decoder_ends_every_request_with_an_error_and_health_says_so()
     assert decoder.kv_cache.rows_used() == []
 
 
+class Panic(BaseException):
+    """What an extension written in Rust raises when it gives up."""
+
+
+def test_a_panic_ends_every_request_too() -> None:
+    """It is no Exception, and must not leave clients waiting."""
+
+    async def scenario(loop: EngineLoop, decoder: FakeDecoder) -> None:
+        decoder.fail_at_call, decoder.failure = 4, Panic("index out of bounds")  # type: ignore[assignment]  # on purpose
+        streams = [loop.submit(make_request([i, 2], 50)) for i in range(6)]
+        for events in await asyncio.gather(*map(read, streams)):
+            assert events[-1].finish_reason is FinishReason.ERROR
+        assert not loop.is_healthy
+
+    decoder = FakeDecoder()
+    with running_loop(decoder) as loop:
+        asyncio.run(scenario(loop, decoder))
+
+
+def test_more_answers_than_the_queue_holds_are_taken_when_nothing_waits() -> None:
+    """Otherwise such a request would be told to try again for ever; beside others it waits its turn outside."""
+
+    async def scenario(loop: EngineLoop, decoder: GatedDecoder) -> None:
+        many = loop.submit(*(make_request([i, 2], 3) for i in range(6)))
+        with pytest.raises(QueueFullError):
+            loop.submit(*(make_request([i, 2], 3) for i in range(6)))
+        decoder.gate.set()
+        assert len(await read(many)) == 18
+
+    decoder = GatedDecoder(num_rows=1)
+    with running_loop(decoder, max_waiting=2) as loop:
+        asyncio.run(scenario(loop, decoder))
+
+
 def test_health_is_false_while_a_step_hangs_and_true_again_after_it() -> None:
     """Liveness proves stepping, not that a thread exists."""
 

@@ -30,10 +30,10 @@ from tests.support.server import free_port
 REQUIRED = {"model", "prompt", "messages", "input", "tokens"}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = {
-    "POST /v1/chat/completions": 60,  # operation: examples of each kind
-    "POST /v1/completions": 60,
-    "POST /v1/responses": 60,
-    "POST /v1/generate": 60,
+    "POST /v1/chat/completions": 40,  # operation: examples of each kind
+    "POST /v1/completions": 40,
+    "POST /v1/responses": 40,
+    "POST /v1/generate": 40,
     "POST /tokenize": 30,
     "POST /detokenize": 30,
     "POST /v1/embeddings": 2,

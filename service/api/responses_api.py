@@ -53,13 +53,14 @@ async def responses(body: ResponsesRequest, http_request: Request, generator: Ge
 async def _submit(body: ResponsesRequest, generator: Generator, caller: Caller) -> Generation:
     generator.check_model(body.model)
     with blaming({"prompt": "input", "max_tokens": "max_output_tokens"}):
-        truncate_to = generator.truncation(body.fields, body.max_output_tokens)
+        fields = body.fields  # validated anew at each access
+        truncate_to = generator.truncation(fields, body.max_output_tokens)
         prompt = await generator.prompts.of_messages(body.chat_messages, body.chat_tools, truncate_to=truncate_to)
         form_field = "tools" if body.uses_tools else "text.format"
         with blaming_form(form_field):
             form = _answer_form(body)
         choosing = Choosing(max_tokens=body.max_output_tokens, constraint=form, form_field=form_field if form else None)
-        submission = Submission([prompt], body.fields, choosing, caller, body.prompt_logprobs)
+        submission = Submission([prompt], fields, choosing, caller, body.prompt_logprobs)
         return await generator.submit("resp", submission)
 
 

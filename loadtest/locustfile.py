@@ -20,6 +20,9 @@ from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
+from loadtest import climb
+from loadtest.load_steps import StreamEvent
+
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 120.0  # longest wait for the next byte: a long queue is slow, not dead
 DEFAULT_RETRY_S = 1.0
@@ -45,6 +48,18 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--prompt-seed", env_var="LOADTEST_PROMPT_SEED", type=int, default=0, help="Same seed, same prompts."
     )
+    parser.add_argument(
+        "--api-key", env_var="LOADTEST_API_KEY", default="", is_secret=True, help="Sent as a bearer token."
+    )
+    climb.add_options(parser)
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def climb_when_asked(environment: Environment, **_: Any) -> None:
+    """Leaves the load to `--steps` where it is given."""
+    options: Any = environment.parsed_options
+    if options.steps:
+        climb.install(environment, environment.host or StreamingUser.host)
 
 
 @dataclass(frozen=True)
@@ -188,14 +203,14 @@ class StreamReader:
     def _report_text(self) -> None:
         now = time.perf_counter()
         if self._last_text_at is None:
-            self._fire("TTFT", now - self._started, num_tokens=1)
+            self._fire(StreamEvent.FIRST_TEXT, now - self._started, num_tokens=1)
         else:
-            self._fire("inter-token", now - self._last_text_at, num_tokens=1)
+            self._fire(StreamEvent.TEXT_GAP, now - self._last_text_at, num_tokens=1)
         self._last_text_at = now
 
     def report_end(self, failure: Exception | None = None) -> None:
         """Fires the request's one `e2e` event."""
-        self._fire("e2e", time.perf_counter() - self._started, self._completion_tokens or 0, failure)
+        self._fire(StreamEvent.END, time.perf_counter() - self._started, self._completion_tokens or 0, failure)
 
     def report_refusal(self, response: HTTPSocketPoolResponse) -> None:
         """Reports a reply that is no stream: as a failed `e2e`, or, for a full queue, in a row of its own.
@@ -207,12 +222,12 @@ class StreamReader:
             self.report_end(StreamError(f"HTTP {response.status_code}: {refusal_text(body)}"))
             return
         failure = StreamError("429 without a Retry-After in seconds") if retry_after_s(response) is None else None
-        self._fire("refused (429)", time.perf_counter() - self._started, 0, failure)
+        self._fire(StreamEvent.REFUSAL, time.perf_counter() - self._started, 0, failure)
 
-    def _fire(self, name: str, elapsed_s: float, num_tokens: int, failure: Exception | None = None) -> None:
+    def _fire(self, name: StreamEvent, elapsed_s: float, num_tokens: int, failure: Exception | None = None) -> None:
         self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust's hooks have no types
             request_type=self._endpoint,
-            name=name,
+            name=name.value,
             response_time=elapsed_s * 1000,
             response_length=num_tokens,
             exception=failure,
@@ -283,4 +298,6 @@ class StreamingUser(User):
         # One connection per stream: a kept-alive one may be closed by the server during a Retry-After pause, and
         # a POST must not be sent twice, so the next request would fail for no fault of the server's.
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
+        if self._options.api_key:
+            headers["Authorization"] = f"Bearer {self._options.api_key}"
         return self._client.request("POST", path, json.dumps(body).encode(), headers)

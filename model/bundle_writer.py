@@ -9,10 +9,12 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 from model.bundle import (
     CHAT_TEMPLATE_NAME,
@@ -28,11 +30,28 @@ from model.bundle import (
     open_bundle,
     read_manifest,
 )
-from model.checkpoint import DEFAULT_SOURCE, Checkpoint, SourceFile, read_checkpoint, resolve_source, source_files
-from model.precision import PRECISION_NAMES
+from model.checkpoint import (
+    DEFAULT_SOURCE,
+    Checkpoint,
+    SourceFile,
+    four_bit_blocks,
+    read_checkpoint,
+    resolve_source,
+    source_files,
+)
+from model.gguf_file import FourBitBlocks
+from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, ROTATED_PRECISIONS, weight_name
+from model.tokenizer import Tokenizer
 
-EXPORTER_VERSION = "2"  # raise it when the same weights give another graph: older bundles are then made again
+EXPORTER_VERSION = "3"  # raise it when the same weights give another graph: older bundles are then made again
 DEVICES = ("cpu",)
+CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
+PRODUCT_PARTS = {  # a weight of the graph -> what a checkpoint has of it, stacked in this order
+    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o_proj": ("self_attn.o_proj",),
+    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "down_proj": ("mlp.down_proj",),
+}
 Say = Callable[[str], None]
 
 
@@ -46,7 +65,7 @@ class ExportRequest:
 
     source: str
     out: Path
-    precision: str = "int8"
+    precision: str = DEFAULT_PRECISION
     device: str = "cpu"
     model_id: str | None = None
     force: bool = False
@@ -63,7 +82,7 @@ class ExportRequest:
             raise ExportError(f"device {self.device!r} is not offered by this release; choose {' or '.join(DEVICES)}")
 
 
-def default_bundle_path(cache_dir: Path, precision: str = "int8") -> Path:
+def default_bundle_path(cache_dir: Path, precision: str = DEFAULT_PRECISION) -> Path:
     """Where the default model's bundle of a precision is kept."""
     return cache_dir / "bundles" / f"{DEFAULT_SOURCE}-{precision}"
 
@@ -106,15 +125,25 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     """Write every file of the bundle into `folder`, the manifest last."""
     # torch takes seconds to import: a reused bundle must not wait for it
     from model.export import OPSET, save_graph, save_sampler_graphs, trace_graph
-    from model.quantize import PRECISIONS
+    from model.quantize import PRECISIONS, WeightFacts
+    from model.rotation import rotate_transformer, second_moments
     from model.transformer import load_transformer
 
     say("reading the weights")
     checkpoint = read_checkpoint(path, request.model_id, sources)
     say(f"tracing {checkpoint.config.num_layers} layers to ONNX (licence of the weights: {checkpoint.licence})")
-    graph = trace_graph(load_transformer(checkpoint.config, checkpoint.tensors))
+    transformer = load_transformer(checkpoint.config, checkpoint.tensors)
+    facts = WeightFacts()
+    if request.precision == "int4":
+        facts = WeightFacts(four_bit=_four_bit_sources(path, checkpoint))
+    elif request.precision in ROTATED_PRECISIONS:
+        say("rotating the weights")
+        calibration_ids = _calibration_ids(checkpoint)
+        rotate_transformer(transformer, calibration_ids)
+        facts = WeightFacts(second_moments=second_moments(transformer, calibration_ids))
+    graph = trace_graph(transformer)
     say(f"converting to {request.precision}")
-    graph = PRECISIONS[request.precision](graph)
+    graph = PRECISIONS[request.precision](graph, facts)
     say("writing the bundle")
     save_graph(graph, folder)
     save_sampler_graphs(folder)
@@ -133,6 +162,24 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest.to_json(), indent=2) + "\n", encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)
+
+
+def _calibration_ids(checkpoint: Checkpoint) -> np.ndarray:
+    """A short text of many kinds as int64 token ids [N]: which channels are loud."""
+    text = CALIBRATION_TEXT.read_text(encoding="utf-8")
+    return np.array(Tokenizer(checkpoint.tokenizer_json).encode(text), np.int64)
+
+
+def _four_bit_sources(path: Path, checkpoint: Checkpoint) -> Mapping[str, Sequence[FourBitBlocks]]:
+    """The source's own 4-bit blocks of each weight of the graph that it has all parts of."""
+    blocks = four_bit_blocks(path, checkpoint.config)
+    sources = {}
+    for layer in range(checkpoint.config.num_layers):
+        for product, parts in PRODUCT_PARTS.items():
+            names = [f"layers.{layer}.{part}.weight" for part in parts]
+            if all(name in blocks for name in names):
+                sources[weight_name(layer, product)] = [blocks[name] for name in names]
+    return sources
 
 
 def _write_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from model.bundle import file_sha256
 from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
-from model.gguf_file import read_gguf_file
+from model.gguf_file import FourBitBlocks, read_four_bit_blocks, read_gguf_file
 from model.tokenizer import Tokenizer, TokenizerError
 
 DEFAULT_SOURCE = "default"
@@ -99,6 +99,11 @@ def read_checkpoint(path: Path, model_id: str | None = None, sources: tuple[Sour
     """
     read = _read_gguf if path.is_file() else _read_folder
     return read(path, model_id or _model_id(path), sources or source_files(path))
+
+
+def four_bit_blocks(path: Path, config: ModelConfig) -> dict[str, FourBitBlocks]:
+    """The 4-bit weights of a checkpoint that `read_checkpoint` has read; only a .gguf file has any."""
+    return read_four_bit_blocks(path, config) if path.is_file() else {}
 
 
 def _model_id(path: Path) -> str:

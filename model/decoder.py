@@ -12,6 +12,7 @@ Separate so that the engine can be driven by a fake and so that one file knows h
 Logits returned are views of the decoder's own buffers, valid until the next call. One thread at a time.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ class Decoder:
 
 
 def _create_session(path: Path, threads: int) -> ort.InferenceSession:
+    # the other attention kernel is faster at every length measured (docs/benchmarks.md); read when a session is made
+    os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads

@@ -2,7 +2,7 @@
 
 Only the way of computing changes, never the weights: attention, its cache and its rotary positions become one
 `com.microsoft::GroupQueryAttention` node, residual and norm one node, Q/K/V and gate/up one product each, and the
-head runs only where logits are asked for. docs/adr/0002 says why. Offline only (torch).
+last layer and the head run only where logits are asked for. docs/adr/0002 says why. Offline only (torch).
 
 Shapes: B batch, T tokens, P positions with logits, E hidden size, H/G query/kv heads, D head size, V vocabulary,
 S capacity of a cache row.
@@ -31,6 +31,7 @@ from model.bundle import (
     present_name,
 )
 from model.config import ModelConfig
+from model.precision import HEAD_PRODUCT, LAYER_PRODUCTS, weight_name
 from model.transformer import DecoderLayer, Transformer, rotary_tables
 
 OPSET = 21
@@ -70,7 +71,7 @@ class CachedAttention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From x [B, T, E], past key and value [B, G, S, D] to output [B, T, E], present key and value (as past)."""
+        """From x [B, T, E], past key and value [B, G, S, D] to heads [B, T, H * D], present key and value (as past)."""
         config = self.config
         packed = self.qkv_proj(x)  # [B, T, (H + 2G) * D]
         output_shape = [packed.shape[0], packed.shape[1], config.num_heads * config.head_dim]
@@ -82,7 +83,7 @@ class CachedAttention(nn.Module):
             kv_num_heads=config.num_kv_heads,
             do_rotary=1,
         )
-        return self.o_proj(output), key, value
+        return output, key, value
 
 
 class GatedFeedForward(nn.Module):
@@ -138,12 +139,13 @@ class ServingGraph(nn.Module):
         presents: list[Tensor] = []
         for index, (attention, feed_forward) in enumerate(zip(self.attentions, self.feed_forwards, strict=True)):
             pair = (past[2 * index], past[2 * index + 1])
-            x, key, value = attention(x, pair, (last_index, max_total_tokens), (self.cos, self.sin))
+            heads, key, value = attention(x, pair, (last_index, max_total_tokens), (self.cos, self.sin))
             presents += [key, value]
-            x, residual = self._add_and_norm(x, residual, 2 * index + 1)
+            if index == self.config.num_layers - 1:  # nothing reads the other positions any more
+                heads, residual = _at_positions(heads, logit_positions), _at_positions(residual, logit_positions)
+            x, residual = self._add_and_norm(attention.o_proj(heads), residual, 2 * index + 1)
             x, residual = self._add_and_norm(feed_forward(x), residual, 2 * index + 2)
-        picked = logit_positions.unsqueeze(-1).expand(-1, -1, self.config.hidden_size)
-        return self.lm_head(torch.gather(x, 1, picked)), *presents
+        return self.lm_head(x), *presents
 
     def _add_and_norm(self, x: Tensor, residual: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Add the residual, then normalise: (normed, sum), both [B, T, E], in one node."""
@@ -152,6 +154,11 @@ class ServingGraph(nn.Module):
             "SkipSimplifiedLayerNormalization", [x, residual, norm.weight], [shape] * 4, epsilon=norm.eps
         )
         return outputs[0], outputs[3]
+
+
+def _at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """The rows of x [B, T, N] at positions [B, P]: [B, P, N]."""
+    return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def trace_graph(transformer: Transformer) -> onnx.ModelProto:
@@ -188,6 +195,7 @@ def trace_graph(transformer: Transformer) -> onnx.ModelProto:
     model = program.model_proto
     _drop_unused_outputs(model)
     _drop_metadata(model)
+    _name_weights(model, config.num_layers)
     return model
 
 
@@ -247,6 +255,17 @@ def _drop_unused_outputs(model: onnx.ModelProto) -> None:
             node.output[:] = [name if name in used else "" for name in node.output]
             while node.output and not node.output[-1]:
                 node.output.pop()
+
+
+def _name_weights(model: onnx.ModelProto, num_layers: int) -> None:
+    """Call each product's weight by its place, `layers.3.qkv_proj`: quantize.py looks up a source's blocks by it."""
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    names = [weight_name(layer, product) for layer in range(num_layers) for product in LAYER_PRODUCTS] + [HEAD_PRODUCT]
+    new_names = {node.input[1]: name for node, name in zip(products, names, strict=True)}
+    for node in products:
+        node.input[1] = new_names[node.input[1]]
+    for tensor in model.graph.initializer:
+        tensor.name = new_names.get(tensor.name, tensor.name)
 
 
 def _drop_metadata(model: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from model.config import ModelConfig, UnsupportedModelError
@@ -29,6 +29,7 @@ LAYER_TENSORS = {
     "ffn_down": "mlp.down_proj",
 }
 TOP_TENSORS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+BLOCK = 32  # weights that share a scale in Q4_0 and Q4_1
 LLAMA3_SPLIT = "|".join(  # the pattern in the tokenizer.json of Llama 3
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -52,6 +53,18 @@ class GgufContent:
     chat_template: str | None
     special_tokens: dict[str, str]
     licence: str
+
+
+@dataclass(frozen=True)
+class FourBitBlocks:
+    """A weight [N, K] as its file holds it: scale * code + minimum, in blocks of 32 along K.
+
+    codes: uint8 [N, K], 0 to 15. scales, minima: float32 [N, K / 32].
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    minima: np.ndarray
 
 
 class _Fields:
@@ -108,6 +121,29 @@ def read_gguf_file(path: Path, model_id: str) -> GgufContent:
     )
 
 
+def read_four_bit_blocks(path: Path, config: ModelConfig) -> dict[str, FourBitBlocks]:
+    """The tensors that the file holds as Q4_0 or Q4_1, by Hugging Face name; it has been read as a whole before."""
+    blocks = {}
+    for tensor in _Reader(path).tensors:
+        if tensor.tensor_type not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
+            continue
+        name = _hugging_face_name(tensor.name)
+        blocks[name] = FourBitBlocks(*(_in_order(name, part, config) for part in _unpack(tensor)))
+    return blocks
+
+
+def _unpack(tensor: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, scales and minima. A block is a float16 scale, in Q4_1 a float16 minimum, and 16 bytes of two codes."""
+    has_minimum = tensor.tensor_type == GGMLQuantizationType.Q4_1
+    header = 4 if has_minimum else 2  # bytes
+    rows = tensor.data.reshape(tensor.data.shape[0], -1, header + BLOCK // 2)  # uint8 [N, K / 32, bytes]
+    floats = np.ascontiguousarray(rows[..., :header]).view(np.float16).astype(np.float32)
+    packed = rows[..., header:]
+    codes = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(len(rows), -1)  # low halves come first
+    scales = floats[..., 0]
+    return codes, scales, floats[..., 1] if has_minimum else -8 * scales
+
+
 def _read_config(fields: _Fields, model_id: str, *, tied: bool) -> ModelConfig:
     architecture = fields.need("general.architecture")
     if architecture != "llama":
@@ -140,12 +176,17 @@ def _read_tensors(reader: GGUFReader, config: ModelConfig) -> dict[str, np.ndarr
     for tensor in reader.tensors:
         name = _hugging_face_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if name.endswith("q_proj.weight"):
-            values = _undo_rotary_permutation(values, config.num_heads)
-        elif name.endswith("k_proj.weight"):
-            values = _undo_rotary_permutation(values, config.num_kv_heads)
-        tensors[name] = values
+        tensors[name] = _in_order(name, values, config)
     return tensors
+
+
+def _in_order(name: str, values: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The rows of a tensor in Hugging Face's order."""
+    if name.endswith("q_proj.weight"):
+        return _undo_rotary_permutation(values, config.num_heads)
+    if name.endswith("k_proj.weight"):
+        return _undo_rotary_permutation(values, config.num_kv_heads)
+    return values
 
 
 def _hugging_face_name(name: str) -> str:

@@ -1,4 +1,13 @@
-"""The names of the precisions that an export offers, apart from the code that makes them (which needs onnx)."""
+"""The names that precisions share with the graph, apart from the code that makes them (which needs onnx)."""
 
-PRECISION_NAMES = ("fp32", "int8")
-DEFAULT_PRECISION = "int8"
+PRECISION_NAMES = ("fp32", "int8", "w8a8", "int4")
+DEFAULT_PRECISION = "w8a8"
+ROTATED_PRECISIONS = frozenset({"w8a8"})  # one scale for a whole row needs rows without outliers: model/rotation.py
+
+LAYER_PRODUCTS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # of one layer, in the order they are computed
+HEAD_PRODUCT = "lm_head"
+
+
+def weight_name(layer: int, product: str) -> str:
+    """What a layer's weight is called in the exported graph."""
+    return f"layers.{layer}.{product}"

@@ -7,6 +7,7 @@ import pytest
 
 from model.bundle import Bundle
 from model.bundle_writer import ExportRequest, default_bundle_path, export_bundle
+from model.precision import DEFAULT_PRECISION
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
 CACHE_DIR = Path(os.environ.get("ATTEND_CACHE_DIR", ".cache/attend")).resolve()
@@ -19,9 +20,22 @@ def cache_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def default_bundle(cache_dir: Path) -> Bundle:
+    """The default model at the default precision."""
+    path = default_bundle_path(cache_dir, DEFAULT_PRECISION)
+    return export_bundle(ExportRequest("default", path, DEFAULT_PRECISION), cache_dir)
+
+
+@pytest.fixture(scope="session")
 def int8_bundle(cache_dir: Path) -> Bundle:
     """The default model at int8."""
     return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "int8"), "int8"), cache_dir)
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(cache_dir: Path) -> Bundle:
+    """The default model at int4: its source's own blocks."""
+    return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "int4"), "int4"), cache_dir)
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,11 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """One server for all examples, closed to those without the key."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ATTEND_API_KEYS", f"examples:{KEY}")  # a server started here inherits it
-        with running_server("--standalone", "--bundle", int8_bundle.path) as server:
+        with running_server("--standalone", "--bundle", default_bundle.path) as server:
             yield server
 
 

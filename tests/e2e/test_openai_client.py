@@ -45,9 +45,9 @@ RESPONSE_TOOLS: Any = [{"type": "function", **tool["function"]} for tool in TOOL
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """One server for all tests; they leave it as they found it."""
-    with running_server("--standalone", "--bundle", int8_bundle.path) as server:
+    with running_server("--standalone", "--bundle", default_bundle.path) as server:
         yield server
 
 

@@ -99,9 +99,9 @@ def js_folder(node: str, cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """One server for all clients; they leave it as they found it."""
-    with running_server("--standalone", "--bundle", int8_bundle.path) as server:
+    with running_server("--standalone", "--bundle", default_bundle.path) as server:
         yield server
 
 

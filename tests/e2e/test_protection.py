@@ -29,13 +29,13 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """One server with keys and limits, which writes its request log."""
     options = ["--max-requests-per-minute", str(REQUESTS_PER_MINUTE), "--max-concurrent-requests", "2"]
     options += ["--log-requests"]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ATTEND_API_KEYS", ",".join(f"{name}:{key}" for name, key in KEYS.items()))
-        with running_server("--standalone", "--bundle", int8_bundle.path, *options) as server:
+        with running_server("--standalone", "--bundle", default_bundle.path, *options) as server:
             yield server
 
 
@@ -186,13 +186,13 @@ def test_keys_never_appear_in_what_the_server_prints(server: Server, client_of: 
     ],
 )
 def test_a_bad_key_file_is_one_line_without_the_key(
-    int8_bundle: Bundle, tmp_path: Path, content: str | None, part: str
+    default_bundle: Bundle, tmp_path: Path, content: str | None, part: str
 ) -> None:
     """A service that was meant to be closed is not opened."""
     file = tmp_path / "keys.txt"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    result = run_attend("serve", "--standalone", "--bundle", int8_bundle.path, "--api-keys-file", file)
+    result = run_attend("serve", "--standalone", "--bundle", default_bundle.path, "--api-keys-file", file)
     assert result.returncode != 0
     [line] = result.stderr.strip().splitlines()
     assert line.startswith("attend: ")

@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.model, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """Two replicas behind one address."""
-    with running_server("--bundle", int8_bundle.path, "--replicas", "2", "--threads", "1") as server:
+    with running_server("--bundle", default_bundle.path, "--replicas", "2", "--threads", "1") as server:
         yield server
 
 
@@ -66,9 +66,9 @@ def test_each_replica_stays_under_900_mb_and_has_no_torch(server: Server) -> Non
         assert not [mapped.path for mapped in process.memory_maps() if "libtorch" in mapped.path]
 
 
-def test_a_drain_finishes_running_streams_and_leaves_no_process(int8_bundle: Bundle) -> None:
+def test_a_drain_finishes_running_streams_and_leaves_no_process(default_bundle: Bundle) -> None:
     """SIGTERM in the middle of a stream: its last event comes, and everything that was started has ended."""
-    with running_server("--bundle", int8_bundle.path) as server:
+    with running_server("--bundle", default_bundle.path) as server:
         started = psutil.Process(server.process.pid).children(recursive=True)
         body = {"prompt": "Once upon a time", "max_tokens": 300, "stream": True, "temperature": 0.7, "seed": 3}
         with httpx.stream("POST", f"{server.url}/v1/generate", json=body, timeout=60) as response:

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(int8_bundle: Bundle) -> Iterator[Server]:
+def server(default_bundle: Bundle) -> Iterator[Server]:
     """One server for the tests that leave it as they found it."""
-    with running_server("--standalone", "--bundle", int8_bundle.path) as server:
+    with running_server("--standalone", "--bundle", default_bundle.path) as server:
         yield server
 
 
@@ -158,10 +158,10 @@ def test_a_replica_stays_under_900_mb(server: Server) -> None:
 
 
 @pytest.mark.parametrize("is_timeout", [True, False])
-def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(int8_bundle: Bundle, is_timeout: bool) -> None:
+def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(default_bundle: Bundle, is_timeout: bool) -> None:
     """At the drain timeout, and at a second signal: an error event for a stream, the error body for the others."""
     timeout_s = "0.5" if is_timeout else "60"
-    with running_server("--standalone", "--bundle", int8_bundle.path, "--drain-timeout-s", timeout_s) as server:
+    with running_server("--standalone", "--bundle", default_bundle.path, "--drain-timeout-s", timeout_s) as server:
         body = {"prompt": "Once upon a time", "max_tokens": 8000}
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             whole = pool.submit(httpx.post, f"{server.url}/v1/generate", json=body, timeout=60)
@@ -184,9 +184,9 @@ def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(int8_bun
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_streams_finish_and_refuses_new_ones(int8_bundle: Bundle, number: int) -> None:
+def test_a_signal_lets_running_streams_finish_and_refuses_new_ones(default_bundle: Bundle, number: int) -> None:
     """Nothing is lost at shutdown, the exit status is 0, and the terminal stays clean."""
-    with running_server("--standalone", "--bundle", int8_bundle.path) as server:
+    with running_server("--standalone", "--bundle", default_bundle.path) as server:
         body = {"prompt": "Once upon a time", "max_tokens": 150, "stream": True, "temperature": 0.5, "seed": 1}
         with httpx.stream("POST", f"{server.url}/v1/generate", json=body, timeout=60) as response:
             lines = response.iter_lines()

@@ -36,9 +36,9 @@ Asker = Callable[[httpx.Client, int], tuple[Schema, Answer]]
 
 
 @pytest.fixture(scope="module")
-def http(int8_bundle: Bundle) -> Iterator[httpx.Client]:
+def http(default_bundle: Bundle) -> Iterator[httpx.Client]:
     """A client of one server."""
-    with running_server("--standalone", "--bundle", int8_bundle.path) as server, _client(server) as client:
+    with running_server("--standalone", "--bundle", default_bundle.path) as server, _client(server) as client:
         yield client
 
 

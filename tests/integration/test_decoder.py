@@ -24,17 +24,11 @@ PROMPT = random_ids(61)
 LENGTHS = (5, 61, 2, 33)
 
 
-@pytest.fixture(scope="module")
-def tiny_int8_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny checkpoint at int8."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny-int8"
-    return export_bundle(ExportRequest(str(tiny_folder), out, "int8"), out.parent)
-
-
-@pytest.fixture(scope="module", params=["fp32", "int8"])
-def bundle(request: pytest.FixtureRequest, tiny_bundle: Bundle, tiny_int8_bundle: Bundle) -> Bundle:
-    """The tiny model in each precision."""
-    return tiny_bundle if request.param == "fp32" else tiny_int8_bundle
+@pytest.fixture(scope="module", params=["fp32", "int8", "w8a8"])
+def bundle(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model in each precision that promises the same answer in every batch."""
+    out = tmp_path_factory.mktemp("bundles") / f"tiny-{request.param}"
+    return export_bundle(ExportRequest(str(tiny_folder), out, request.param), out.parent)
 
 
 def cuts(total: int) -> st.SearchStrategy[list[int]]:
@@ -236,12 +230,12 @@ QUESTIONS = ("Name the capital of France.", "Write 3 haiku about the sea 🌊, n
 
 
 @pytest.mark.model
-def test_default_model_answers_the_same_in_chunks_and_in_a_batch(int8_bundle: Bundle) -> None:
+def test_default_model_answers_the_same_in_chunks_and_in_a_batch(default_bundle: Bundle) -> None:
     """The served bundle: chunks of several sizes, then four rows together against each alone."""
-    tokenizer = Tokenizer(int8_bundle.tokenizer_json)
+    tokenizer = Tokenizer(default_bundle.tokenizer_json)
     prompts = [np.array(tokenizer.encode(question)) for question in QUESTIONS]
-    prompts.append(random_ids(131, vocab_size=int8_bundle.config.vocab_size))
-    decoder = new_decoder(int8_bundle, len(prompts))
+    prompts.append(random_ids(131, vocab_size=default_bundle.config.vocab_size))
+    decoder = new_decoder(default_bundle, len(prompts))
     alone = [continue_greedily(decoder, prompt, 8)[1] for prompt in prompts]
     for prompt, expected in zip(prompts, alone, strict=True):
         for size in (2, 5, 16, 129):  # attention tiles have 128 queries for this head size
@@ -253,7 +247,7 @@ def test_default_model_answers_the_same_in_chunks_and_in_a_batch(int8_bundle: Bu
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("precision", ["default", "int8", "fp32"])
 @pytest.mark.parametrize("length", [2, 8, 31, 256])
 def test_logits_of_one_position_are_the_same_among_those_of_all(
     request: pytest.FixtureRequest, precision: str, length: int

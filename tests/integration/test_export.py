@@ -56,10 +56,11 @@ def test_fp32_graph_equals_the_textbook_at_every_position(tmp_path: Path, change
     np.testing.assert_allclose(logits_at_every_position(bundle, PROMPT), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shape", ["tied", "biases", "hidden size off the block"])
-def test_int8_graph_stays_close_to_the_textbook(tmp_path: Path, shape: str) -> None:
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_8_bit_graph_stays_close_to_the_textbook(tmp_path: Path, shape: str, precision: str) -> None:
     """Random weights have no outliers: logits off by less than a third of their spread, 9 of 10 choices the same."""
-    source, bundle = export(tmp_path, "int8", **SHAPES[shape])
+    source, bundle = export(tmp_path, precision, **SHAPES[shape])
     expected = textbook_logits(read_checkpoint(source), PROMPT)
     found = logits_at_every_position(bundle, PROMPT)
     assert np.abs(found - expected).max() < expected.std() / 3
@@ -112,9 +113,10 @@ def test_int8_weights_take_a_byte_each_and_a_tied_head_is_stored_once(tmp_path: 
     assert sorted(str(table.dtype) for table in tables) == (["uint8"] if tied else ["float32", "uint8"])
 
 
-def test_int8_answer_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
+def test_answer_does_not_depend_on_the_batch(tmp_path: Path, precision: str) -> None:
     """Activations are quantised row by row: a neighbour with huge values changes nothing, bit for bit."""
-    _, bundle = export(tmp_path, "int8")
+    _, bundle = export(tmp_path, precision)
     alone, together = new_decoder(bundle, 1), new_decoder(bundle, 4)
     expected = alone.decode(np.array([7]), np.array([0])).copy()
     for neighbours in ([1, 2, 3], [256, 0, 255]):

@@ -175,7 +175,7 @@ def test_failure_in_the_middle_leaves_what_was_there(
 
     monkeypatch.setattr(bundle_writer, "_write_texts", fail)
     monkeypatch.setattr("model.export.trace_graph", lambda _: None)
-    monkeypatch.setattr("model.quantize.PRECISIONS", {"int8": lambda graph: graph})
+    monkeypatch.setattr("model.quantize.PRECISIONS", {"int8": lambda graph, _: graph})
     monkeypatch.setattr("model.export.save_graph", lambda _, folder: (folder / "model.onnx").touch())
     out = exported if existing else exported.with_name("new")
     with pytest.raises(type(error)):
@@ -267,7 +267,7 @@ def test_model_without_a_chat_template_gets_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int3"}, "precision 'int3' does not exist; choose fp32 or int8"),
+        ({"precision": "int3"}, "precision 'int3' does not exist; choose fp32 or int8 or w8a8 or int4"),
         ({"device": "tpu"}, "device 'tpu' is not offered by this release; choose cpu"),
     ],
 )

@@ -87,21 +87,21 @@ MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "ass
 @example(messages=CONVERSATION, add_generation_prompt=True)
 @example(messages=USER, add_generation_prompt=True)
 def test_default_template_renders_as_in_transformers(
-    int8_bundle: Bundle, messages: list[Message], add_generation_prompt: bool
+    default_bundle: Bundle, messages: list[Message], add_generation_prompt: bool
 ) -> None:
     """Any conversation of the default model, with a system message or without."""
-    template = int8_bundle.chat_template
+    template = default_bundle.chat_template
     assert template is not None
-    rendered = ChatTemplate(template, int8_bundle.manifest.special_tokens).render(
+    rendered = ChatTemplate(template, default_bundle.manifest.special_tokens).render(
         messages, add_generation_prompt=add_generation_prompt
     )
     assert rendered == by_transformers(template, messages, add_generation_prompt=add_generation_prompt)
 
 
 @pytest.mark.model
-def test_default_template_opens_the_answer(int8_bundle: Bundle) -> None:
+def test_default_template_opens_the_answer(default_bundle: Bundle) -> None:
     """The prompt as the model was trained on it."""
-    template = ChatTemplate(str(int8_bundle.chat_template), int8_bundle.manifest.special_tokens)
+    template = ChatTemplate(str(default_bundle.chat_template), default_bundle.manifest.special_tokens)
     assert template.render(USER) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

@@ -33,9 +33,9 @@ def pieces(tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_token
 
 
 @pytest.fixture(scope="module")
-def real(int8_bundle: Bundle) -> Tokenizer:
+def real(default_bundle: Bundle) -> Tokenizer:
     """The default model's tokenizer."""
-    return Tokenizer(int8_bundle.tokenizer_json)
+    return Tokenizer(default_bundle.tokenizer_json)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -1,0 +1,5 @@
+"""`python -m loadtest.peers`."""
+
+from loadtest.peers.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Tests of loadtest/, without a service."""

@@ -23,7 +23,7 @@ COPY service service
 # Export needs torch; what it installs stays in this stage. The service runs as another user, so the bundle is made
 # readable for all, and writable for none but root.
 FROM source AS export
-ARG PRECISION=int8
+ARG PRECISION=w8a8
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt '/src[cpu,export]'
 RUN attend export default --out /bundle --precision "${PRECISION}" && chmod -R a+rX /bundle
 

@@ -211,7 +211,8 @@ def _spread_nodes(graph: onnx.GraphProto, inputs: str, name: str) -> list[onnx.N
 def _mix_rows(matrix: np.ndarray) -> np.ndarray:
     """[K, N], each block of its rows mixed as `_spread_nodes` mixes the inputs."""
     blocks = matrix.reshape(-1, SPREAD_BLOCK, matrix.shape[1])
-    return np.asarray(np.matmul(_hadamard(SPREAD_BLOCK), blocks)).reshape(matrix.shape)
+    mixed: np.ndarray = np.matmul(_hadamard(SPREAD_BLOCK), blocks).reshape(matrix.shape)
+    return mixed
 
 
 def _hadamard(size: int) -> np.ndarray:
@@ -219,7 +220,8 @@ def _hadamard(size: int) -> np.ndarray:
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / np.sqrt(np.float32(size))
+    unit: np.ndarray = matrix / np.sqrt(np.float32(size))
+    return unit
 
 
 def _round_channels(weight: np.ndarray, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,7 @@ def quality(
     text: Annotated[Path | None, typer.Option(help="UTF-8 text file; default: Python's language reference.")] = None,
     max_tokens: Annotated[int, typer.Option(min=512, help="Tokens of the text to score.")] = 6144,
 ) -> None:
-    """Print perplexity and top-1 agreement of bundles on the same text."""
+    """Print what each bundle's precision costs: perplexity, agreement with the first, memory, relative speed."""
     from service.bench.quality import quality_table
 
     with _stages() as say:

@@ -1,10 +1,14 @@
-"""`attend bench quality`: perplexity of bundles on the same text, and how often they agree with the first one.
+"""`attend bench quality`: what each bundle's precision costs: perplexity, agreement with the first one, memory, time.
 
 The text is cut into windows of 512 tokens; every token but a window's first is scored given those before it.
-Perplexity is exp of the mean negative log-likelihood (Jelinek et al. 1977).
+Perplexity is exp of the mean negative log-likelihood (Jelinek et al. 1977). Times are taken in turns, one bundle after
+the other, and given as ratios: single times say little on a shared machine.
 """
 
+import multiprocessing
 import pydoc_data.topics
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,14 @@ from model.kv_cache import KVCache
 from model.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 512
+GREEDY_TOKENS = 64  # of each answer that is compared
+GREEDY_PROMPTS = 8
+GREEDY_PROMPT_TOKENS = 32
+PREFILL_TOKENS = 256
+DECODE_ROWS = (1, 16)
+DECODE_PAST_TOKENS = 256
+TIMED_ROUNDS = 9
+DECODES_A_ROUND = 4
 
 
 class BenchError(ValueError):
@@ -34,6 +46,7 @@ class Score:
     size_bytes: int
     log_likelihoods: npt.NDArray[np.float64]
     choices: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]  # greedy, [prompts, GREEDY_TOKENS]
 
     @property
     def perplexity(self) -> float:
@@ -43,6 +56,11 @@ class Score:
     def agreement(self, reference: "Score") -> float:
         """Share of positions at which both would choose the same token."""
         return float((self.choices == reference.choices).mean())
+
+    def greedy_match(self, reference: "Score") -> float:
+        """Mean number of tokens that greedy answers share before they part, of GREEDY_TOKENS."""
+        same = np.cumprod(self.answers == reference.answers, axis=1)
+        return float(same.sum(axis=1).mean())
 
 
 def score_bundle(path: Path, text: str, max_tokens: int) -> Score:
@@ -59,37 +77,116 @@ def score_bundle(path: Path, text: str, max_tokens: int) -> Score:
         raise BenchError(f"the text has {len(ids)} tokens; at least {WINDOW_TOKENS} are needed")
     decoder = Decoder(bundle, KVCache(bundle.config, 1, WINDOW_TOKENS))
     scores = [_score_window(decoder, window) for window in windows]
+    starts = ids[: GREEDY_PROMPTS * GREEDY_PROMPT_TOKENS].reshape(-1, GREEDY_PROMPT_TOKENS)
     return Score(
         name=path.name,
         precision=bundle.manifest.precision,
         size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         log_likelihoods=np.concatenate([likelihoods for likelihoods, _ in scores]),
         choices=np.concatenate([choices for _, choices in scores]),
+        answers=np.stack([_answer_greedily(decoder, start) for start in starts]),
     )
+
+
+def _answer_greedily(decoder: Decoder, prompt: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The likeliest GREEDY_TOKENS tokens after a prompt, end tokens counted like others."""
+    chosen = [int(decoder.prefill(0, prompt, 0)[-1].argmax())]
+    while len(chosen) < GREEDY_TOKENS:
+        past = np.array([len(prompt) + len(chosen) - 1])
+        chosen.append(int(decoder.decode(np.array(chosen[-1:]), past)[0].argmax()))
+    return np.array(chosen)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running a bundle takes: medians of seconds, and bytes of memory in use (proportional set size)."""
+
+    prefill_s: float
+    decode_s: dict[int, float]  # by rows
+    resident_bytes: int
+
+
+def measure_costs(paths: Sequence[Path]) -> list[Cost]:
+    """Time a chunk of 256 tokens and decode steps of 1 and 16 rows that hold 256 tokens each, bundles taking turns."""
+    resident = [_resident_bytes(path) for path in paths]
+    rows, capacity = max(DECODE_ROWS), DECODE_PAST_TOKENS + 64
+    bundles = [open_bundle(path) for path in paths]
+    decoders = [Decoder(bundle, KVCache(bundle.config, rows, capacity)) for bundle in bundles]
+    ids = np.arange(PREFILL_TOKENS) % min(bundle.config.vocab_size for bundle in bundles)
+    prefills: list[list[float]] = [[] for _ in paths]
+    decodes: list[dict[int, list[float]]] = [{count: [] for count in DECODE_ROWS} for _ in paths]
+    for _ in range(TIMED_ROUNDS):
+        for decoder, prefill_s, decode_s in zip(decoders, prefills, decodes, strict=True):
+            prefill_s.append(_seconds(decoder.prefill, 0, ids, 0))
+            for count, times in decode_s.items():
+                past = np.full(count, DECODE_PAST_TOKENS)
+                times += [_seconds(decoder.decode, ids[:count], past) for _ in range(DECODES_A_ROUND)]
+    return [
+        Cost(
+            prefill_s=statistics.median(prefills[index]),
+            decode_s={count: statistics.median(times) for count, times in decodes[index].items()},
+            resident_bytes=resident[index],
+        )
+        for index in range(len(paths))
+    ]
+
+
+def _seconds(run: Callable[..., object], *arguments: object) -> float:
+    started_s = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - started_s
+
+
+def _resident_bytes(path: Path) -> int:
+    """Memory that a process with this bundle loaded and used once takes above one without it."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_own_resident_bytes, (path,))
+
+
+def _own_resident_bytes(path: Path) -> int:
+    before = _proportional_set_bytes()
+    bundle = open_bundle(path)
+    decoder = Decoder(bundle, KVCache(bundle.config, 1, PREFILL_TOKENS))
+    decoder.prefill(0, np.zeros(32, np.int64), 0)
+    return _proportional_set_bytes() - before
+
+
+def _proportional_set_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def quality_table(
     paths: Sequence[Path], text_file: Path | None, max_tokens: int, say: Callable[[str], None] = lambda _: None
 ) -> Table:
-    """Score each bundle and lay the results out against the first."""
+    """Score and time each bundle and lay the results out against the first; times as how much faster than that."""
     text = default_text() if text_file is None else _read_text(text_file)
     scores = []
     for path in paths:
         say(f"scoring {path}")
         scores.append(score_bundle(path, text, max_tokens))
     reference = scores[0]
+    say("timing")
+    costs = measure_costs(paths)
     table = Table(title=f"{len(reference.choices)} scored tokens, windows of {WINDOW_TOKENS}")
-    for column in ("bundle", "precision", "size MB", "perplexity", "vs first", "top-1 agreement"):
+    columns = ("bundle", "precision", "size MB", "resident MB", "perplexity", "vs first", "top-1 agreement")
+    times = (f"prefill of {PREFILL_TOKENS}", *(f"decode of {count}" for count in DECODE_ROWS))
+    for column in (*columns, f"greedy match of {GREEDY_TOKENS}", *times):
         table.add_column(column, justify="left" if column == "bundle" else "right")
-    for score in scores:
+    for score, cost in zip(scores, costs, strict=True):
         change = score.perplexity / reference.perplexity - 1
         table.add_row(
             score.name,
             score.precision,
             f"{score.size_bytes / 1e6:.0f}",
+            f"{cost.resident_bytes / 1e6:.0f}",
             f"{score.perplexity:.4f}",
             f"{change:+.2%}",
             f"{score.agreement(reference):.2%}",
+            f"{score.greedy_match(reference):.1f}",
+            f"{costs[0].prefill_s / cost.prefill_s:.2f}x",
+            *(f"{costs[0].decode_s[count] / cost.decode_s[count]:.2f}x" for count in DECODE_ROWS),
         )
     return table
 

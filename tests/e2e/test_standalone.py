@@ -158,7 +158,9 @@ def test_a_replica_stays_under_900_mb(server: Server) -> None:
 
 
 @pytest.mark.parametrize("is_timeout", [True, False])
-def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(default_bundle: Bundle, is_timeout: bool) -> None:
+def test_what_a_drain_cannot_finish_ends_with_an_error_its_client_reads(
+    default_bundle: Bundle, is_timeout: bool
+) -> None:
     """At the drain timeout, and at a second signal: an error event for a stream, the error body for the others."""
     timeout_s = "0.5" if is_timeout else "60"
     with running_server("--standalone", "--bundle", default_bundle.path, "--drain-timeout-s", timeout_s) as server:

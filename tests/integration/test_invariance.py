@@ -139,7 +139,8 @@ def answers_in_company(
 
 @pytest.mark.timeout(900)  # 64 prompts twice: minutes on a slow machine
 @pytest.mark.parametrize(
-    ("precision", "num_prompts", "longest", "chunk_tokens"), [("default", 64, 1500, 97), ("fp32", 16, 400, 256), ("int8", 8, 400, 97)]
+    ("precision", "num_prompts", "longest", "chunk_tokens"),
+    [("default", 64, 1500, 97), ("fp32", 16, 400, 256), ("int8", 8, 400, 97)],
 )
 def test_answers_are_the_same_alone_and_under_random_load(
     request: pytest.FixtureRequest, precision: str, num_prompts: int, longest: int, chunk_tokens: int

@@ -52,11 +52,12 @@ class PrefixCache:
             num_tokens += BLOCK_TOKENS
         return num_tokens
 
-    def load(self, row: int, token_ids: Sequence[int], num_tokens: int, salt: str = "") -> None:
-        """Copy a prompt's first `num_tokens`, as `match` gave them, into an allocated, empty row."""
+    def load(self, row: int, token_ids: Sequence[int], num_tokens: int, salt: str = "", num_held: int = 0) -> None:
+        """Copy a prompt's first `num_tokens`, as `match` gave them, into a row that holds `num_held` of them."""
         keys = list(_keys(token_ids, salt, num_tokens))
         for index, key in enumerate(keys):
-            self._kv_cache.write(row, index * BLOCK_TOKENS, self._blocks[key])
+            if (index + 1) * BLOCK_TOKENS > num_held:
+                self._kv_cache.write(row, index * BLOCK_TOKENS, self._blocks[key])
         self._touch(keys)
 
     def store(self, row: int, token_ids: Sequence[int], salt: str = "") -> None:

@@ -52,7 +52,7 @@ class StepReport:
     num_prefill_tokens: int
     num_preempted: int
     num_prompt_tokens: int  # of the requests admitted in this step
-    num_cached_tokens: int  # of these, taken from the prefix cache or from a request that shares the prompt
+    num_cached_tokens: int  # taken from the prefix cache or from a request that shares the prompt
     num_drafted_tokens: int  # verified in this step
     num_accepted_tokens: int  # of these, those that the model chose too
     events: tuple[TokenEvent, ...]
@@ -159,6 +159,7 @@ class Engine:
         """Plan, reserve, run, commit. Never raises for what the decoder does: the report's outcome tells."""
         started_s = self._clock()
         expired = tuple(self._expire(started_s))
+        num_saved = self._catch_up()
         plan = self._scheduler.plan(self._waiting, self._running, self._capacity(), started_s, self._num_cached)
         self._reserve(plan)
         failure: Exception | None = None
@@ -179,7 +180,7 @@ class Engine:
             num_prefill_tokens=plan.num_prefill_tokens,
             num_preempted=len(plan.preempt) + (outcome is StepOutcome.CAPACITY),
             num_prompt_tokens=sum(request.num_prompt_tokens for request in plan.admit),
-            num_cached_tokens=sum(plan.num_cached.values()),
+            num_cached_tokens=num_saved + sum(plan.num_cached.values()),
             num_drafted_tokens=result.num_drafted_tokens,
             num_accepted_tokens=result.num_accepted_tokens,
             events=expired + events,
@@ -215,6 +216,27 @@ class Engine:
         if request.shared_prompt is not None and request.shared_prompt.donor_for(request) is not None:
             return request.num_prompt_tokens
         return self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+
+    def _catch_up(self) -> int:
+        """Give prompts that are being computed what others have computed of them meanwhile: tokens saved.
+
+        So requests with one beginning that arrive together don't each compute it.
+        """
+        num_saved = 0
+        for request in self._running:
+            if not request.is_prefilling or request.lacks_prompt_logprobs:
+                continue
+            num_tokens = self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+            if num_tokens <= request.num_computed:
+                continue
+            assert request.row is not None, "running requests have rows"
+            held, salt = request.num_computed, request.cache_salt
+            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, salt, held)
+            request.num_computed = num_tokens
+            if not request.num_preemptions:
+                request.num_cached_tokens += num_tokens - held
+                num_saved += num_tokens - held
+        return num_saved
 
     def _load_prefix(self, request: Request, num_tokens: int) -> None:
         """Start a request's row with what another request, or the prefix cache, holds of its prompt."""
@@ -269,8 +291,7 @@ class Engine:
             self._advance(chunk.request, chunk.num_tokens, in_chunk=True)
             known = chunk.request.prompt_token_logprobs  # after a preemption some are known already
             known += result.prompt_logprobs.get(chunk.request, [])[len(known) - chunk.start :]
-            if chunk.completes_prompt:
-                self._store_prefix(chunk.request)
+            self._store_prefix(chunk.request)
         yield from self._commit_tokens(result)
         self._share_logits(plan, result)
 
@@ -304,7 +325,8 @@ class Engine:
 
     def _store_prefix(self, request: Request) -> None:
         assert request.row is not None
-        self._prefix_cache.store(request.row, request.prompt_ids, request.cache_salt)
+        held = min(request.num_computed, request.num_prompt_tokens)
+        self._prefix_cache.store(request.row, request.prompt_ids[:held], request.cache_salt)
 
     def _advance(self, request: Request, num_tokens: int, *, in_chunk: bool) -> None:
         assert request.row is not None

@@ -290,6 +290,24 @@ def test_a_hit_skips_computing() -> None:
     assert [request.num_cached_tokens for request in requests] == [0, 128, 0]
 
 
+def test_requests_with_one_beginning_that_arrive_together_do_not_each_compute_it() -> None:
+    """Chunks that one has computed are copied by those still on their way; the answers are as ever."""
+    decoder = FakeDecoder(6)
+    engine = Engine(decoder, Scheduler(128), prefix_cache_bytes=16 << 20)
+    requests = [make_request([5] * 320 + [i] * 20, 3) for i in range(6)]
+    for request in requests:
+        engine.add(request)
+    reports = []
+    while engine.has_work:
+        reports.append(engine.step())
+    assert sum(decoder.chunks) <= 2 * 340 + 4 * (20 + 64)  # two may be on the same chunk; the others copy
+    saved = sum(report.num_cached_tokens for report in reports)
+    assert saved == sum(request.num_cached_tokens for request in requests)
+    assert saved + sum(decoder.chunks) == 6 * 340
+    for request in requests:
+        assert request.generated_ids == expected_tokens(request.prompt_ids, 3)
+
+
 def test_what_a_request_finds_of_itself_after_a_preemption_is_no_saving() -> None:
     """Usage does not depend on what else was going on."""
     decoder = FakeDecoder(1)

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from model.bundle import Bundle, open_bundle
-from model.config import ModelConfig
 from model.decoder import Decoder
 from model.kv_cache import KVCache
 
@@ -34,7 +33,6 @@ ROWS = (1, 4, 16)
 REPEATS = 9
 BLOCK_BYTES = 128 << 20
 PRODUCT = (256, 1536, 3072)  # rows, inputs, outputs
-KV_BYTES = 4  # float32
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,19 @@ class Ceilings:
     integer_ops_s: float
 
 
-def best_of(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs: a ceiling is what was reached once."""
+def times_of(run: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each of several runs."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         started_s = time.perf_counter()
         run()
         times.append(time.perf_counter() - started_s)
-    return min(times)
+    return times
+
+
+def best_of(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of several runs: a ceiling is what was reached once."""
+    return min(times_of(run, REPEATS))
 
 
 def measure_ceilings(num_threads: int) -> Ceilings:
@@ -102,11 +105,6 @@ def product_bytes_and_weights(bundle: Bundle) -> tuple[int, int]:
     return sum(int(np.prod(sizes[name].dims)) * width[sizes[name].data_type] for name in used), num_weights
 
 
-def kv_bytes(config: ModelConfig) -> int:
-    """Bytes of one token's keys and values."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * KV_BYTES
-
-
 def main() -> None:
     """Measure and print."""
     if len(sys.argv) != 2:
@@ -124,22 +122,18 @@ def main() -> None:
     phases: list[tuple[str, int, int, Callable[[], object]]] = [
         (
             f"prefill of {PREFILL_TOKENS} tokens",
-            weight_bytes + PREFILL_TOKENS * kv_bytes(bundle.config),
+            weight_bytes + PREFILL_TOKENS * bundle.config.kv_bytes_per_token,
             2 * ((num_weights - head) * PREFILL_TOKENS + head),
             lambda: decoder.prefill(0, prompt, 0),
         )
     ]
     for rows in ROWS:
         past = np.full(rows, PAST_TOKENS)
-        num_bytes = weight_bytes + rows * PAST_TOKENS * kv_bytes(bundle.config)
+        num_bytes = weight_bytes + rows * PAST_TOKENS * bundle.config.kv_bytes_per_token
         run = partial(decoder.decode, prompt[:rows], past)
         phases.append((f"decode, {rows} rows of {PAST_TOKENS}", num_bytes, 2 * num_weights * rows, run))
     for name, num_bytes, operations, phase in phases:
-        times = []
-        for _ in range(REPEATS * 3):
-            started_s = time.perf_counter()
-            phase()
-            times.append(time.perf_counter() - started_s)
+        times = times_of(phase, REPEATS * 3)
         floor_s = max(num_bytes / ceilings.bytes_s, operations / ops_s)
         numbers = (num_bytes / 1e6, operations / 1e9, floor_s * 1e3, min(times) * 1e3, statistics.median(times) * 1e3)
         table.add_row(name, *(f"{number:.1f}" for number in numbers), f"{min(times) / floor_s:.2f}")

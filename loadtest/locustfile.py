@@ -54,7 +54,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     climb.add_options(parser)
 
 
-@events.init.add_listener  # type: ignore[untyped-decorator]
+@events.init.add_listener  # type: ignore[untyped-decorator]  # Locust's hooks have no types
 def climb_when_asked(environment: Environment, **_: Any) -> None:
     """Leaves the load to `--steps` where it is given."""
     options: Any = environment.parsed_options

@@ -135,8 +135,7 @@ def _norm_outputs(graph: onnx.GraphProto) -> set[str]:
     """Names of the tensors that leave an RMS norm: for each row, its root mean square is one."""
     outputs = {node.output[0] for node in graph.node if node.op_type == "SkipSimplifiedLayerNormalization"}
     first = next(node for node in graph.node if node.op_type == "MatMul")  # what it reads leaves the very first norm
-    picked = {node.output[0] for node in graph.node if node.op_type == "GatherElements" and node.input[0] in outputs}
-    return outputs | picked | {first.input[0]}
+    return outputs | {first.input[0]}
 
 
 def _product_of_norm(
@@ -197,14 +196,13 @@ def _spread_nodes(graph: onnx.GraphProto, inputs: str, name: str) -> list[onnx.N
     The weight has been mixed the same way, which undoes it. No rotation of weights alone reaches this place, since what
     comes before it, a product of two activations, commutes with none (Ashkboos et al. 2024).
     """
-    if not any(tensor.name == "hadamard" for tensor in graph.initializer):
-        _add(graph, "hadamard", _hadamard(SPREAD_BLOCK))
-        _add(graph, "spread_blocks", np.array([0, 0, -1, SPREAD_BLOCK], np.int64))
-        _add(graph, "spread_row", np.array([0, 0, -1], np.int64))
+    hadamard = _add_once(graph, "hadamard", _hadamard(SPREAD_BLOCK))
+    blocks = _add_once(graph, "spread_blocks", np.array([0, 0, -1, SPREAD_BLOCK], np.int64))
+    row = _add_once(graph, "spread_row", np.array([0, 0, -1], np.int64))
     return [
-        helper.make_node("Reshape", [inputs, "spread_blocks"], [f"{name}.blocks"]),
-        helper.make_node("MatMul", [f"{name}.blocks", "hadamard"], [f"{name}.mixed"]),
-        helper.make_node("Reshape", [f"{name}.mixed", "spread_row"], [f"{name}.spread"]),
+        helper.make_node("Reshape", [inputs, blocks], [f"{name}.blocks"]),
+        helper.make_node("MatMul", [f"{name}.blocks", hadamard], [f"{name}.mixed"]),
+        helper.make_node("Reshape", [f"{name}.mixed", row], [f"{name}.spread"]),
     ]
 
 
@@ -292,9 +290,8 @@ def _source_product(
     if inputs not in summed:
         summed.add(inputs)
         # a product and no ReduceSum: that one adds in another order for one row than for many
-        membership = f"blocks_of_{codes.shape[1]}"
-        if not any(tensor.name == membership for tensor in graph.initializer):
-            _add(graph, membership, np.repeat(np.eye(len(offsets), dtype=np.float32), INT4_BLOCK, axis=0))
+        is_member = np.repeat(np.eye(len(offsets), dtype=np.float32), INT4_BLOCK, axis=0)
+        membership = _add_once(graph, f"blocks_of_{codes.shape[1]}", is_member)
         nodes.append(helper.make_node("MatMul", [inputs, membership], [f"{inputs}.sums"], name=f"{inputs}{OFFSETS}"))
     _add(graph, f"{name}{OFFSETS}", offsets)
     return [
@@ -379,6 +376,11 @@ def _add(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
     """Store a tensor; returns its name."""
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
+
+
+def _add_once(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
+    """Store a tensor that several nodes share, unless it is there already; returns its name."""
+    return name if any(tensor.name == name for tensor in graph.initializer) else _add(graph, name, values)
 
 
 def _take(graph: onnx.GraphProto, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ One function per server; what is not its default is explained beside it.
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtest.peers.installation import INSTALLATIONS, installed_versions, package_versions, peer_python, peers_dir
@@ -60,11 +60,8 @@ class Contestant:
 
 def contestants(cache_dir: Path, bundles: Sequence[Path], cpu_flags: frozenset[str]) -> list[Contestant]:
     """All that could take part, installed or not."""
-    attend = [
-        _attend(bundle, has_ray)
-        for has_ray in (True, False)
-        for bundle in (bundles or [None])  # type: ignore[list-item]
-    ]
+    chosen: Sequence[Path | None] = bundles or [None]
+    attend = [_attend(bundle, has_ray) for has_ray in (True, False) for bundle in chosen]
     dtype = "bfloat16" if "avx512f" in cpu_flags else "float32"
     return [
         *attend,
@@ -260,12 +257,6 @@ def _peer(cache_dir: Path, installation: str, contestant: Contestant) -> Contest
         missing = f"not installed; run `python -m loadtest.peers install {INSTALLATIONS[installation].name}`"
     elif not (hugging_face_dir(cache_dir) / "model.safetensors").is_file():
         missing = f"{hugging_face_dir(cache_dir)} is missing; run `python -m loadtest.peers prepare`"
-    return contestant if missing == contestant.missing else _with_missing(contestant, missing)
-
-
-def _with_missing(contestant: Contestant, missing: str | None) -> Contestant:
-    from dataclasses import replace
-
     return replace(contestant, missing=missing)
 
 

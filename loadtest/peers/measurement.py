@@ -5,10 +5,10 @@ answer counts as that answer's tokens (from the reply's usage) divided by its pi
 usage came counts as the others did on average. Inter-token time is the gap between two pieces, per token.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from loadtest.load_steps import percentile
 from loadtest.peers.answer import Answer, Observation
 
 
@@ -32,13 +32,6 @@ class Load:
     def output_tokens(self) -> float:
         """Tokens that arrived in the window."""
         return self.tokens_per_s * self.window_s
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` (0 to 1) of the values do not exceed (nearest rank)."""
-    if not values:
-        return None
-    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
 
 
 def load_of(observation: Observation) -> Load:

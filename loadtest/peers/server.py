@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from loadtest.peers.contestants import Contestant, Launch, Place
 from loadtest.peers.installation import PeerError
 from loadtest.peers.process_tree import ProcessTree
+from service.ports import free_ports
 
 POLL_S = 0.5
 REQUEST_TIMEOUT_S = 600.0
@@ -37,13 +37,6 @@ class RunningServer:
         return _request(self.port, method, path, body)
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def running_server(
     contestant: Contestant, num_threads: int, num_streams: int, log: Path, timeout_s: float
@@ -53,7 +46,7 @@ def running_server(
     Raises:
         PeerError: it ended, or did not become healthy in time; the message holds its log's last lines.
     """
-    port = free_port()
+    (port,) = free_ports(1)
     launch = contestant.launch(Place(port, num_threads, num_streams))
     started_s = time.monotonic()
     with log.open("wb") as output:

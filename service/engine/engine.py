@@ -227,30 +227,26 @@ class Engine:
             if not request.is_prefilling or request.lacks_prompt_logprobs:
                 continue
             num_tokens = self._prefix_cache.match(request.prompt_ids, request.cache_salt)
-            if num_tokens <= request.num_computed:
-                continue
-            assert request.row is not None, "running requests have rows"
-            held, salt = request.num_computed, request.cache_salt
-            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, salt, held)
-            request.num_computed = num_tokens
-            if not request.num_preemptions:
-                request.num_cached_tokens += num_tokens - held
-                num_saved += num_tokens - held
+            if num_tokens > request.num_computed:
+                num_saved += self._load_prefix(request, num_tokens)
         return num_saved
 
-    def _load_prefix(self, request: Request, num_tokens: int) -> None:
-        """Start a request's row with what another request, or the prefix cache, holds of its prompt."""
+    def _load_prefix(self, request: Request, num_tokens: int) -> int:
+        """Fill a request's row to `num_tokens` from what another request, or the prefix cache, holds: tokens saved."""
         assert request.row is not None
+        num_held = request.num_computed
         if num_tokens == request.num_prompt_tokens:
             donor = request.shared_prompt.donor_for(request) if request.shared_prompt is not None else None
             assert donor is not None, "the plan found a donor"
             assert donor.row is not None, "donors run"
             self._kv_cache.copy_prefix(donor.row, request.row, num_tokens)
         else:
-            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt)
+            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt, num_held)
         request.num_computed = num_tokens
-        if not request.num_preemptions:  # what it finds of itself later is no saving
-            request.num_cached_tokens = num_tokens
+        if request.num_preemptions:
+            return 0  # what it finds of itself later is no saving
+        request.num_cached_tokens += num_tokens - num_held
+        return num_tokens - num_held
 
     def _preempt(self, request: Request) -> None:
         """Take a request's row away; it waits, keeps its tokens, and will replay them."""

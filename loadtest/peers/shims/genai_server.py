@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai  # type: ignore[import-not-found]
+import onnxruntime_genai  # type: ignore[import-not-found]  # in its own environment only
 
 from loadtest.peers.shims.completion_server import Submission, parse_arguments, serve
 

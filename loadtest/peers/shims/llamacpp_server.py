@@ -6,7 +6,7 @@ The options are llama-server's: `-t`, `-np` and `-c`, which it divides among the
 
 import signal
 
-import xllamacpp  # type: ignore[import-not-found]
+import xllamacpp  # type: ignore[import-not-found]  # in its own environment only
 
 from loadtest.peers.shims.completion_server import parse_arguments
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import openvino  # type: ignore[import-not-found]
-import openvino_genai  # type: ignore[import-not-found]
+import openvino  # type: ignore[import-not-found]  # in its own environment only
+import openvino_genai  # type: ignore[import-not-found]  # in its own environment only
 
 from loadtest.peers.shims.completion_server import Submission, parse_arguments, serve
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest.load_steps import percentile
 from loadtest.peers.answer import Answer, Observation
 from loadtest.peers.benchmark import Plan, shell_line
 from loadtest.peers.client import Job, LoadClient
 from loadtest.peers.contestants import UNCACHED, Contestant, Launch
 from loadtest.peers.installation import PeerError
-from loadtest.peers.measurement import load_of, percentile
+from loadtest.peers.measurement import load_of
 from loadtest.peers.plot import svg
 from loadtest.peers.process_tree import ProcessTree
 from loadtest.peers.prompts import SCENARIOS, PromptWriter

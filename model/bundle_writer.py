@@ -40,18 +40,12 @@ from model.checkpoint import (
     source_files,
 )
 from model.gguf_file import FourBitBlocks
-from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, ROTATED_PRECISIONS, weight_name
+from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, PRODUCT_PARTS, ROTATED_PRECISIONS, weight_name
 from model.tokenizer import Tokenizer
 
 EXPORTER_VERSION = "3"  # raise it when the same weights give another graph: older bundles are then made again
 DEVICES = ("cpu",)
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
-PRODUCT_PARTS = {  # a weight of the graph -> what a checkpoint has of it, stacked in this order
-    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o_proj": ("self_attn.o_proj",),
-    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
-}
 Say = Callable[[str], None]
 
 

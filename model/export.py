@@ -31,7 +31,7 @@ from model.bundle import (
     present_name,
 )
 from model.config import ModelConfig
-from model.precision import HEAD_PRODUCT, LAYER_PRODUCTS, weight_name
+from model.precision import HEAD_PRODUCT, PRODUCT_PARTS, weight_name
 from model.transformer import DecoderLayer, Transformer, rotary_tables
 
 OPSET = 21
@@ -260,7 +260,7 @@ def _drop_unused_outputs(model: onnx.ModelProto) -> None:
 def _name_weights(model: onnx.ModelProto, num_layers: int) -> None:
     """Call each product's weight by its place, `layers.3.qkv_proj`: quantize.py looks up a source's blocks by it."""
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    names = [weight_name(layer, product) for layer in range(num_layers) for product in LAYER_PRODUCTS] + [HEAD_PRODUCT]
+    names = [weight_name(layer, product) for layer in range(num_layers) for product in PRODUCT_PARTS] + [HEAD_PRODUCT]
     new_names = {node.input[1]: name for node, name in zip(products, names, strict=True)}
     for node in products:
         node.input[1] = new_names[node.input[1]]

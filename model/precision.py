@@ -4,7 +4,12 @@ PRECISION_NAMES = ("fp32", "int8", "w8a8", "int4")
 DEFAULT_PRECISION = "w8a8"
 ROTATED_PRECISIONS = frozenset({"w8a8"})  # one scale for a whole row needs rows without outliers: model/rotation.py
 
-LAYER_PRODUCTS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # of one layer, in the order they are computed
+PRODUCT_PARTS = {  # a layer's weights in the order of use -> what a checkpoint has of each, stacked in this order
+    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o_proj": ("self_attn.o_proj",),
+    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "down_proj": ("mlp.down_proj",),
+}
 HEAD_PRODUCT = "lm_head"
 
 

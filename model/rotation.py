@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.precision import HEAD_PRODUCT, LAYER_PRODUCTS, weight_name
+from model.precision import HEAD_PRODUCT, PRODUCT_PARTS, weight_name
 from model.transformer import RMSNorm, Transformer
 
 Name = TypeVar("Name")
@@ -94,8 +94,8 @@ def second_moments(transformer: Transformer, calibration_ids: np.ndarray) -> dic
 
     readers = {HEAD_PRODUCT: transformer.lm_head}
     for index, layer in enumerate(transformer.layers):
-        firsts = (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj)
-        readers |= {weight_name(index, product): linear for product, linear in zip(LAYER_PRODUCTS, firsts, strict=True)}
+        for product, (first, *_) in PRODUCT_PARTS.items():  # all parts of a product read the same
+            readers[weight_name(index, product)] = layer.get_submodule(first)
     _watch_inputs(transformer, readers, calibration_ids, add)
     return moments
 

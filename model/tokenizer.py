@@ -48,6 +48,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer_json).get("decoder"))
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
+        self._texts: dict[int, str] = {}  # single tokens that answers have shown, decoded
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
@@ -88,7 +89,8 @@ class Tokenizer:
 
     def incremental(self, *, skip_special_tokens: bool = True) -> "IncrementalDetokenizer":
         """A fresh detokenizer for one answer."""
-        return IncrementalDetokenizer(self._tokenizer, self._special_ids if skip_special_tokens else frozenset())
+        skipped_ids: frozenset[int] = self._special_ids if skip_special_tokens else frozenset()
+        return IncrementalDetokenizer(self._tokenizer, skipped_ids, self._texts)
 
 
 class IncrementalDetokenizer:
@@ -98,10 +100,11 @@ class IncrementalDetokenizer:
     between two decodings that begin at the same token. A piece that ends in U+FFFD waits: it may be half a character.
     """
 
-    def __init__(self, tokenizer: FastTokenizer, skipped_ids: frozenset[int]) -> None:
-        """skipped_ids: tokens that have no text here."""
+    def __init__(self, tokenizer: FastTokenizer, skipped_ids: frozenset[int], texts: dict[int, str]) -> None:
+        """skipped_ids: tokens that have no text here. texts: decoded single tokens, kept for all answers."""
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
+        self._texts = texts
         self._ids: list[int] = []  # from the first token of the piece before the last
         self._num_shown = 0  # of these, tokens whose text has been returned
         self._shown = ""  # their text, decoded alone
@@ -117,7 +120,7 @@ class IncrementalDetokenizer:
         piece = text[len(self._shown) :]
         del self._ids[: self._num_shown]
         self._num_shown = len(self._ids)
-        self._shown = self._decode(self._ids)
+        self._shown = self._single(self._ids[0]) if self._num_shown == 1 else self._decode(self._ids)
         return piece
 
     def _shed(self, text: str) -> str:
@@ -139,6 +142,13 @@ class IncrementalDetokenizer:
         piece = self._decode(self._ids)[len(self._shown) :]
         self._ids, self._num_shown, self._shown = [], 0, ""
         return piece
+
+    def _single(self, token_id: int) -> str:
+        """One token's text, decoded once: half of the decoding of most answers."""
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self._decode([token_id])
+        return text
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=bool(self._skipped_ids)))

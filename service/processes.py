@@ -7,9 +7,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -56,6 +58,22 @@ def end_leftovers(foreign: set[int], grace_s: float) -> None:
             if time.monotonic() > deadline + KILL_GRACE_S:
                 return  # in uninterruptible sleep: nobody can end those
         time.sleep(0.05)
+
+
+def in_background(work: Callable[[], object]) -> "Future[None]":
+    """Run `work` in a thread that ends with the process, however busy it is; the future tells how it went."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 class StopSignals:

@@ -115,14 +115,14 @@ class LoadClient:
     """Runs a job's streams and keeps every answer."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._answers: list[Answer] = []
+        self.job = job
+        self.answers: list[Answer] = []
         self._is_closing = False
 
     async def run(self) -> Observation:
         """Start the streams over the warm-up, hold the window open, wait for first pieces, leave."""
-        streams = [asyncio.create_task(self._stream(index)) for index in range(self._job.num_streams)]
-        await asyncio.sleep(self._job.warm_up_s)
+        streams = [asyncio.create_task(self._stream(index)) for index in range(self.job.num_streams)]
+        await asyncio.sleep(self.job.warm_up_s)
         opened_s = time.monotonic()
         _say({"event": "opened"})
         await self._hold_open(opened_s)
@@ -133,47 +133,47 @@ class LoadClient:
         for stream in streams:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
-        return Observation(opened_s, closed_s, time.monotonic(), self._answers)
+        return Observation(opened_s, closed_s, time.monotonic(), self.answers)
 
     async def _hold_open(self, opened_s: float) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             elapsed_s = time.monotonic() - opened_s
-            num_ended = sum(1 for answer in self._answers if (answer.ended_s or 0.0) > opened_s)
-            if elapsed_s >= self._job.longest_window_s:
+            num_ended = sum(1 for answer in self.answers if (answer.ended_s or 0.0) > opened_s)
+            if elapsed_s >= self.job.longest_window_s:
                 return
-            if elapsed_s >= self._job.window_s and num_ended >= self._job.num_streams:
+            if elapsed_s >= self.job.window_s and num_ended >= self.job.num_streams:
                 return
 
     async def _drain(self, opened_s: float, closed_s: float) -> None:
         """Wait for the first pieces of requests begun in the window: without them TTFT would flatter a slow server."""
-        while time.monotonic() < closed_s + self._job.drain_s:
-            waiting = [a for a in self._answers if a.begun_s >= opened_s and not a.pieces_s and a.ended_s is None]
+        while time.monotonic() < closed_s + self.job.drain_s:
+            waiting = [a for a in self.answers if a.begun_s >= opened_s and not a.pieces_s and a.ended_s is None]
             if not waiting:
                 return
             await asyncio.sleep(TICK_S)
 
     async def _stream(self, index: int) -> None:
-        prompts = PromptWriter(SCENARIOS[self._job.scenario], self._job.seed, index)
-        await asyncio.sleep(index * self._job.warm_up_s / self._job.num_streams)
+        prompts = PromptWriter(SCENARIOS[self.job.scenario], self.job.seed, index)
+        await asyncio.sleep(index * self.job.warm_up_s / self.job.num_streams)
         while not self._is_closing:
-            if await self._ask(prompts.next_prompt()):
+            if await self.ask(prompts.next_prompt()):
                 await asyncio.sleep(RETRY_S)
 
-    async def _ask(self, prompt: str) -> str | None:
+    async def ask(self, prompt: str) -> str | None:
         """Send one request and follow it to its end; the failure, if any."""
         loop = asyncio.get_running_loop()
         request = self._request(prompt)
         begun_s = time.monotonic()
         try:
             transport, protocol = await loop.create_connection(
-                lambda: StreamProtocol(request), "127.0.0.1", self._job.port
+                lambda: StreamProtocol(request), "127.0.0.1", self.job.port
             )
         except OSError as error:
-            self._answers.append(Answer(begun_s, ended_s=time.monotonic(), failure=f"no connection: {error}"))
-            return self._answers[-1].failure
+            self.answers.append(Answer(begun_s, ended_s=time.monotonic(), failure=f"no connection: {error}"))
+            return self.answers[-1].failure
         protocol.answer.begun_s = begun_s
-        self._answers.append(protocol.answer)
+        self.answers.append(protocol.answer)
         try:
             await protocol.is_over
         finally:
@@ -183,17 +183,17 @@ class LoadClient:
     def _request(self, prompt: str) -> bytes:
         body = orjson.dumps(
             {
-                "model": self._job.model,
+                "model": self.job.model,
                 "prompt": prompt,
-                "max_tokens": self._job.max_tokens,
+                "max_tokens": self.job.max_tokens,
                 "temperature": 0,
                 "stream": True,
                 "stream_options": {"include_usage": True},
-                **self._job.extra,
+                **self.job.extra,
             }
         )
         head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self._job.port}\r\nContent-Type: application/json\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.job.port}\r\nContent-Type: application/json\r\n"
             f"Accept: text/event-stream\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body

@@ -46,7 +46,6 @@ class Score:
     size_bytes: int
     log_likelihoods: npt.NDArray[np.float64]
     choices: npt.NDArray[np.int64]
-    answers: npt.NDArray[np.int64]  # greedy, [prompts, GREEDY_TOKENS]
 
     @property
     def perplexity(self) -> float:
@@ -56,11 +55,6 @@ class Score:
     def agreement(self, reference: "Score") -> float:
         """Share of positions at which both would choose the same token."""
         return float((self.choices == reference.choices).mean())
-
-    def greedy_match(self, reference: "Score") -> float:
-        """Mean number of tokens that greedy answers share before they part, of GREEDY_TOKENS."""
-        same = np.cumprod(self.answers == reference.answers, axis=1)
-        return float(same.sum(axis=1).mean())
 
 
 def score_bundle(path: Path, text: str, max_tokens: int) -> Score:
@@ -77,15 +71,27 @@ def score_bundle(path: Path, text: str, max_tokens: int) -> Score:
         raise BenchError(f"the text has {len(ids)} tokens; at least {WINDOW_TOKENS} are needed")
     decoder = Decoder(bundle, KVCache(bundle.config, 1, WINDOW_TOKENS))
     scores = [_score_window(decoder, window) for window in windows]
-    starts = ids[: GREEDY_PROMPTS * GREEDY_PROMPT_TOKENS].reshape(-1, GREEDY_PROMPT_TOKENS)
     return Score(
         name=path.name,
         precision=bundle.manifest.precision,
         size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         log_likelihoods=np.concatenate([likelihoods for likelihoods, _ in scores]),
         choices=np.concatenate([choices for _, choices in scores]),
-        answers=np.stack([_answer_greedily(decoder, start) for start in starts]),
     )
+
+
+def greedy_answers(path: Path, text: str) -> npt.NDArray[np.int64]:
+    """Answers to the first GREEDY_PROMPTS pieces of a text, int64 [GREEDY_PROMPTS, GREEDY_TOKENS]."""
+    bundle = open_bundle(path)
+    tokenizer = Tokenizer(bundle.tokenizer_json)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False)[: GREEDY_PROMPTS * GREEDY_PROMPT_TOKENS], np.int64)
+    decoder = Decoder(bundle, KVCache(bundle.config, 1, GREEDY_PROMPT_TOKENS + GREEDY_TOKENS))
+    return np.stack([_answer_greedily(decoder, start) for start in ids.reshape(-1, GREEDY_PROMPT_TOKENS)])
+
+
+def greedy_match(answers: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> float:
+    """Mean number of tokens that answers share with others before they part, of GREEDY_TOKENS."""
+    return float(np.cumprod(answers == reference, axis=1).sum(axis=1).mean())
 
 
 def _answer_greedily(decoder: Decoder, prompt: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -162,10 +168,11 @@ def quality_table(
 ) -> Table:
     """Score and time each bundle and lay the results out against the first; times as how much faster than that."""
     text = default_text() if text_file is None else _read_text(text_file)
-    scores = []
+    scores, answers = [], []
     for path in paths:
         say(f"scoring {path}")
         scores.append(score_bundle(path, text, max_tokens))
+        answers.append(greedy_answers(path, text))
     reference = scores[0]
     say("timing")
     costs = measure_costs(paths)
@@ -174,7 +181,7 @@ def quality_table(
     times = (f"prefill of {PREFILL_TOKENS}", *(f"decode of {count}" for count in DECODE_ROWS))
     for column in (*columns, f"greedy match of {GREEDY_TOKENS}", *times):
         table.add_column(column, justify="left" if column == "bundle" else "right")
-    for score, cost in zip(scores, costs, strict=True):
+    for score, cost, answer in zip(scores, costs, answers, strict=True):
         change = score.perplexity / reference.perplexity - 1
         table.add_row(
             score.name,
@@ -184,7 +191,7 @@ def quality_table(
             f"{score.perplexity:.4f}",
             f"{change:+.2%}",
             f"{score.agreement(reference):.2%}",
-            f"{score.greedy_match(reference):.1f}",
+            f"{greedy_match(answer, answers[0]):.1f}",
             f"{costs[0].prefill_s / cost.prefill_s:.2f}x",
             *(f"{costs[0].decode_s[count] / cost.decode_s[count]:.2f}x" for count in DECODE_ROWS),
         )

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from model.kv_cache import KVUsage
@@ -338,7 +338,9 @@ class Engine:
         timeline.first_token_s = timeline.first_token_s or now_s
         timeline.last_token_s = now_s
         event = self._text_event(request, token.token_id)
-        return replace(event, since_previous_s=now_s - previous_s, logprobs=token.logprobs)
+        event.since_previous_s = now_s - previous_s
+        event.logprobs = token.logprobs
+        return event
 
     def _text_event(self, request: Request, token_id: int) -> TokenEvent:
         """Turn a chosen token into text, and end the request if it must."""
@@ -400,7 +402,9 @@ class Engine:
         request.finish_reason = reason
         request.timeline.finished_s = self._clock()
         self._ended.append(request)
-        return replace(_event(request, token_id, text), error=error, stop_reason=stop_reason)
+        event = _event(request, token_id, text)
+        event.error, event.stop_reason = error, stop_reason
+        return event
 
     def _compact(self) -> None:
         """Fill holes below the highest row, so that decode runs no idle rows; only where moving is cheap."""

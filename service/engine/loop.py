@@ -56,7 +56,8 @@ class RequestStream:
     def __init__(self, requests: Sequence[Request], cancel: Callable[[Request], None]) -> None:
         self.requests = tuple(requests)
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
+        self._arrived: deque[TokenEvent | None] = deque()
+        self._reader: asyncio.Future[None] | None = None  # waits for an arrival
         self._cancel = cancel
         self._has_news = False
 
@@ -67,8 +68,13 @@ class RequestStream:
 
     def deliver(self, event: TokenEvent) -> None:
         """Append an event. On the stream's own event loop only."""
-        self._queue.put_nowait(event)
         self._has_news = True
+        self._put(event)
+
+    def _put(self, item: TokenEvent | None) -> None:
+        self._arrived.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def cancel(self) -> None:
         """Abort the requests that have not ended."""
@@ -89,7 +95,10 @@ class RequestStream:
         ticking = self._tick(silence_s) if silence_s is not None else None
         try:
             while num_open:
-                event = await self._queue.get()
+                while not self._arrived:  # asyncio.Queue does the same for three times the time
+                    self._reader = self.loop.create_future()
+                    await self._reader
+                event = self._arrived.popleft()
                 if event is not None and event.finish_reason is not None:
                     num_open -= 1
                 yield event
@@ -107,7 +116,7 @@ class RequestStream:
                 self._has_news = False
                 await asyncio.sleep(silence_s)
                 if not self._has_news:
-                    self._queue.put_nowait(None)
+                    self._put(None)
 
         return self.loop.create_task(tick())
 

@@ -203,6 +203,15 @@ def test_normal_start_prints_one_line(server: Server) -> None:
 
 
 @pytest.mark.ray
+def test_ray_starts_nothing_that_serving_does_not_use(server: Server) -> None:
+    """No dashboard, no autoscaler, no log collector: a start waits for none of them."""
+    commands = [" ".join(process.cmdline()) for process in descendants(server.process)]
+    assert any("raylet" in command for command in commands)
+    unused = ("dashboard/dashboard.py", "autoscaler/_private/monitor.py", "log_monitor.py")
+    assert [command for command in commands if any(name in command for name in unused)] == []
+
+
+@pytest.mark.ray
 def test_requests_reach_every_replica(server: Server) -> None:
     """HAProxy spreads requests over the copies."""
     seen: set[int] = set()

@@ -5,9 +5,11 @@ clear line. Layout: manifest.json, model.onnx, model.onnx.data, top_k.onnx and w
 tokenizer.json, chat_template.jinja (if any).
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,14 @@ def file_sha256(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the only right to write a folder, across processes; `NAME.lock` beside it stays."""
+    with folder.with_name(folder.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _manifest_from_json(values: Mapping[str, Any]) -> Manifest:

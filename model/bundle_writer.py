@@ -5,11 +5,9 @@ everything is written beside it as `NAME.partial`, under a lock, and renamed at 
 partial folder, which the next one removes.
 """
 
-import contextlib
-import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +25,7 @@ from model.bundle import (
     BundleError,
     Manifest,
     file_sha256,
+    locked,
     open_bundle,
     read_manifest,
 )
@@ -95,7 +94,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
     if not out.name:
         raise ExportError(f"{out} cannot be a bundle; name a folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
+    with locked(out):
         path = resolve_source(request.source, cache_dir, say)
         say("checking the source and any bundle already there")
         sources = source_files(path)
@@ -236,11 +235,3 @@ def _replace(partial: Path, out: Path) -> None:
         shutil.rmtree(old)
     else:
         partial.rename(out)
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One export into a folder at a time; a second waits, then finds the bundle made."""
-    with out.with_name(out.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -22,6 +22,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.bundle import (
+    EXTERNAL_DATA_NAME,
+    GRAPH_NAME,
     LOGITS,
     STEP_INPUTS,
     TOP_K_GRAPH_NAME,
@@ -62,17 +64,18 @@ class _Binding:
 class Decoder:
     """One ONNX session over one KVCache."""
 
-    def __init__(self, bundle: Bundle, kv_cache: KVCache, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, kv_cache: KVCache, threads: int = 0, prepared_graph: Path | None = None) -> None:
         """Load the bundle's graph.
 
-        threads: intra-op threads; 0 takes the processor's cores.
+        threads: intra-op threads; 0 takes the processor's cores. prepared_graph: what `write_prepared_graph` made of
+        the graph on this machine.
 
         Raises:
             DecoderError: ONNX Runtime cannot load the graph.
         """
         self.config = bundle.config
         self.kv_cache = kv_cache
-        self._session = _create_session(bundle.graph_path, threads)
+        self._session = _create_session(prepared_graph or bundle.graph_path, threads, bool(prepared_graph))
         _check_geometry(self._session, bundle)
         # one thread: the spinning threads of a second pool would take the cores from the first
         self._top_k_session = _create_session(bundle.path / TOP_K_GRAPH_NAME, threads=1)
@@ -190,13 +193,49 @@ class Decoder:
         return binding
 
 
-def _create_session(path: Path, threads: int) -> ort.InferenceSession:
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def write_prepared_graph(bundle: Bundle, folder: Path) -> None:
+    """Write the bundle's graph optimised, with its weights packed as this processor's kernels read them.
+
+    A session on it computes the same bits, maps the packed weights instead of making a copy of its own, and does
+    neither work again. It fits this processor and this version of ONNX Runtime only.
+
+    Raises:
+        DecoderError: ONNX Runtime cannot load the graph, or cannot write it.
+    """
+    options = _session_options(threads=1)
+    options.optimized_model_filepath = str(folder / GRAPH_NAME)
+    for name, value in (
+        ("session.save_external_prepacked_constant_initializers", "1"),
+        ("session.optimized_model_external_initializers_file_name", EXTERNAL_DATA_NAME),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+    ):
+        options.add_session_config_entry(name, value)
+    _load(bundle.graph_path, options)
+
+
+def _create_session(path: Path, threads: int, is_prepared: bool = False) -> ort.InferenceSession:
+    options = _session_options(threads)
+    if is_prepared:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _load(path, options)
+
+
+def _session_options(threads: int) -> ort.SessionOptions:
     # the other attention kernel is faster at every length measured (docs/benchmarks.md); read when a session is made
     os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    return options
+
+
+def _load(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as in Decoder._run

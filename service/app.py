@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -13,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
 from model.chat import ChatTemplate
 from model.constraint import ConstraintCompiler
-from model.decoder import Decoder
+from model.decoder import Decoder, DecoderError
 from model.kv_cache import KVCache
+from model.prepared_graph import prepared_graph
 from model.tokenizer import Tokenizer
 from service.api import (
     chat,
@@ -39,6 +41,8 @@ from service.engine.scheduler import Scheduler
 from service.memory import available_bytes
 from service.metrics import Metrics
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,17 @@ def build_app(settings: Settings, replica: str = "0", *, returns_request_id: boo
     assert settings.bundle is not None, "the command line resolves the bundle"
     bundle = open_bundle(settings.bundle)
     kv_cache = KVCache(bundle.config, settings.max_num_rows, context_tokens(bundle, settings))
-    decoder = Decoder(bundle, kv_cache, settings.threads)
+    decoder = Decoder(bundle, kv_cache, settings.threads, _prepared_graph(bundle, settings))
     return assemble(settings, bundle, decoder, replica, returns_request_id=returns_request_id)
+
+
+def _prepared_graph(bundle: Bundle, settings: Settings) -> Path | None:
+    """The graph in files that all replicas map; None where they cannot be made, with the reason in the log."""
+    try:
+        return prepared_graph(bundle, settings.cache_dir)
+    except (OSError, DecoderError) as error:
+        logger.warning("every replica holds the weights for itself: no prepared graph: %s", error)
+        return None
 
 
 def assemble(

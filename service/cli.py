@@ -191,6 +191,7 @@ def _whole_paths(settings: Settings) -> dict[str, Path | None]:
     keys = settings.api_keys_file
     return {
         "bundle": _bundle_path(settings.bundle, settings.cache_dir),
+        "cache_dir": settings.cache_dir.resolve(),
         "api_keys_file": None if keys is None else keys.resolve(),
     }
 

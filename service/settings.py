@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(
         default=None, description="Bundle folder written by `attend export`; unset: the default model's bundle."
     )
-    cache_dir: Path = Field(default=Path(".cache/attend"), description="Where downloads and default bundles are kept.")
+    cache_dir: Path = Field(
+        default=Path(".cache/attend"), description="Where downloads, default bundles and prepared graphs are kept."
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
     replicas: int = Field(default=1, ge=1, le=256, description="Copies of the model served by Ray Serve.")

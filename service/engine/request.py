@@ -190,6 +190,8 @@ class Request:
     @property
     def is_prefilling(self) -> bool:
         """Whether the next tokens are to be computed in chunks."""
+        if self.speculation is None:
+            return self.num_computed < len(self.prompt_ids)
         return self.num_computed < self.chunk_end(self.num_computed)
 
     @property

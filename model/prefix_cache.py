@@ -2,9 +2,9 @@
 
 Separate from the KV cache, whose rows belong to running requests; a block here belongs to nobody. A block is known by
 the hash of its tokens and of all tokens before it (and of a salt, which keeps tenants apart), so equal prompts find
-each other whatever comes after. Only tokens computed as a prompt are stored, never what generation left: a hit gives
-bit for bit what computing would (docs/adr/0008). The least recently used blocks go first, a prompt's last before its
-first.
+each other whatever comes after. A hit maps the blocks into the row, so rows that begin alike share their memory. Only
+tokens computed as a prompt are stored, never what generation left: a hit gives bit for bit what computing would
+(docs/adr/0008). The least recently used blocks that no row maps go first, a prompt's last before its first.
 """
 
 import hashlib
@@ -13,15 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from model.kv_blocks import BLOCK_TOKENS
 from model.kv_cache import KVCache
 
-BLOCK_TOKENS = 64
 MIN_COMPUTED_TOKENS = 2  # of a prompt's end: its last token must be computed, and never alone
 KEY_BYTES = 16
-
-Block = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -40,49 +37,61 @@ class PrefixCache:
         """capacity_bytes: most memory for blocks; 0 stores nothing."""
         self._kv_cache = kv_cache
         self._capacity_bytes = capacity_bytes
-        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
-        self._num_bytes = 0
+        self._store = kv_cache.new_block_store(capacity_bytes)
+        self._slots: OrderedDict[bytes, int] = OrderedDict()  # by key, the least recently used first
 
     def match(self, token_ids: Sequence[int], salt: str = "") -> int:
         """How many of a prompt's first tokens are stored; its last two are always left to compute. Changes nothing."""
         num_tokens = 0
         for key in _keys(token_ids, salt, len(token_ids) - MIN_COMPUTED_TOKENS):
-            if key not in self._blocks:
+            if key not in self._slots:
                 break
             num_tokens += BLOCK_TOKENS
         return num_tokens
 
     def load(self, row: int, token_ids: Sequence[int], num_tokens: int, salt: str = "", num_held: int = 0) -> None:
-        """Copy a prompt's first `num_tokens`, as `match` gave them, into a row that holds `num_held` of them."""
+        """Put a prompt's first `num_tokens`, as `match` gave them, into a row that holds `num_held` of them."""
         keys = list(_keys(token_ids, salt, num_tokens))
-        for index, key in enumerate(keys):
-            if (index + 1) * BLOCK_TOKENS > num_held:
-                self._kv_cache.write(row, index * BLOCK_TOKENS, self._blocks[key])
+        first = num_held // BLOCK_TOKENS
+        self._kv_cache.attach(row, first * BLOCK_TOKENS, self._store, [self._slots[key] for key in keys[first:]])
         self._touch(keys)
 
     def store(self, row: int, token_ids: Sequence[int], salt: str = "") -> None:
-        """Keep the whole blocks of a prompt that `row` holds computed."""
-        if not self._capacity_bytes:
-            return  # switched off: nothing to copy only to forget it
+        """Keep the whole blocks of a prompt that `row` holds computed, from its beginning, as far as there is room."""
+        if not self._store.num_slots:
+            return
         keys = list(_keys(token_ids, salt, len(token_ids)))
+        wanted = frozenset(keys)
         for index, key in enumerate(keys):
-            if key not in self._blocks:
-                block = self._kv_cache.read(row, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
-                self._blocks[key] = block
-                self._num_bytes += block.nbytes
-        self._touch(keys)
-        while self._num_bytes > self._capacity_bytes:
-            _, evicted = self._blocks.popitem(last=False)
-            self._num_bytes -= evicted.nbytes
+            if key in self._slots:
+                continue
+            slot = self._make_room(wanted)
+            if slot is None:
+                break
+            self._store.write(slot, self._kv_cache.read(row, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS))
+            self._slots[key] = slot
+        self._touch([key for key in keys if key in self._slots])
+
+    def _make_room(self, kept: frozenset[bytes]) -> int | None:
+        """A slot: a free one, else that of the least recently used block that no row maps and that is not `kept`."""
+        slot = self._store.take()
+        if slot is not None:
+            return slot
+        for key, held in self._slots.items():
+            if key not in kept and not self._store.is_pinned(held):
+                del self._slots[key]
+                return held
+        return None
 
     def usage(self) -> PrefixUsage:
         """What is stored now."""
-        return PrefixUsage(len(self._blocks), self._num_bytes, self._capacity_bytes)
+        num_bytes = len(self._slots) * self._store.slot_bytes
+        return PrefixUsage(len(self._slots), num_bytes, self._capacity_bytes)
 
     def _touch(self, keys: Sequence[bytes]) -> None:
         """Mark as used; a first block after the later ones, which are useless without it."""
         for key in reversed(keys):
-            self._blocks.move_to_end(key)
+            self._slots.move_to_end(key)
 
 
 def _keys(token_ids: Sequence[int], salt: str, limit: int) -> Iterator[bytes]:

@@ -157,11 +157,12 @@ def tables(
 
 @app.command()
 def plot(
-    result_file: ResultFile, out: Annotated[Path, typer.Option(help="The picture.")] = Path("docs/peers.svg")
+    result_files: Annotated[list[Path], typer.Argument(help="Files that `run` wrote.")],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("docs/peers.svg"),
 ) -> None:
-    """Draw a run's output tokens per second as an SVG."""
+    """Draw the output tokens per second of one or several runs as an SVG."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(svg(Results.load(result_file)), encoding="utf-8")
+    out.write_text(svg(*map(Results.load, result_files)), encoding="utf-8")
 
 
 def _choose(everybody: Sequence[Contestant], only: str, standalone: bool) -> list[Contestant]:

@@ -10,13 +10,14 @@ COLOURS = ("#0b6e4f", "#73c48f", "#c8553d", "#3a6ea5", "#e0a030", "#8a5a9e", "#7
 PANEL_HEIGHT, BAR_WIDTH, GROUP_GAP, MARGIN, TITLE_HEIGHT, LEGEND_LINE = 150, 16, 26, 50, 30, 18
 
 
-def svg(results: Results) -> str:
-    """The picture; numbers stand above the bars, so that nothing needs a grid."""
-    keys = table_keys(results.cells)
+def svg(*runs: Results) -> str:
+    """The picture of one or several runs; numbers stand above the bars, so that nothing needs a grid."""
+    cells = [cell for run in runs for cell in run.cells]
+    keys = table_keys(cells)
     scenarios = list(dict.fromkeys(scenario for scenario, _ in keys))
-    names = list(dict.fromkeys(cell.contestant for cell in results.cells if cell.load is not None))
+    names = list(dict.fromkeys(cell.contestant for cell in cells if cell.load is not None))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
-    panels = [(s, [(n, _measured(rows_of(results.cells, s, n))) for s2, n in keys if s2 == s]) for s in scenarios]
+    panels = [(s, [(n, _measured(rows_of(cells, s, n))) for s2, n in keys if s2 == s]) for s in scenarios]
     width = 2 * MARGIN + max((_panel_width(groups) for _, groups in panels), default=0)
     parts, top = [], 10
     for scenario, groups in panels:

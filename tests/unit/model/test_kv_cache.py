@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.config import ModelConfig, config_from_hugging_face
+from model.kv_blocks import BLOCK_TOKENS, BlockStore
 from model.kv_cache import PAGE_BYTES, KVCache
 from tests.support.tiny_checkpoint import tiny_config_json
 
@@ -41,7 +43,11 @@ class KVCacheMachine(RuleBasedStateMachine):
     def reserve(self, head_dim: int) -> None:
         """Heads of a size that divides a page, and of one that does not."""
         self.config = dataclasses.replace(TINY, head_dim=head_dim)
-        self.cache = KVCache(self.config, NUM_ROWS, 100)
+        self.cache = KVCache(self.config, NUM_ROWS, 3 * BLOCK_TOKENS + 8)
+        slot_bytes = BLOCK_TOKENS * self.config.kv_bytes_per_token
+        self.store = self.cache.new_block_store(3 * slot_bytes + 1)
+        self.slots: list[list[int]] = []  # the tokens of each slot taken
+        self.mapped: dict[int, dict[int, int]] = {}  # of each row: the slot that a block of it shows
 
     def some_row(self, data: st.DataObject) -> int:
         """One of the allocated rows."""
@@ -56,6 +62,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         assert row == min(set(range(NUM_ROWS)) - self.rows.keys())
         assert not any(memory.any() for memory in row_memory(self.cache, self.config, row))
         self.rows[row] = []
+        self.mapped[row] = {}
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -71,6 +78,56 @@ class KVCacheMachine(RuleBasedStateMachine):
                 memory[:, position] = self.num_written
         self.cache.extend(row, total)
 
+    def fill(self, slot: int) -> None:
+        """Write tokens that nothing else holds."""
+        self.slots[slot] = list(range(self.num_written + 1, self.num_written + 1 + BLOCK_TOKENS))
+        self.num_written += BLOCK_TOKENS
+        values = np.array(self.slots[slot], np.float32)[None, None, :, None]
+        shape = (2 * self.config.num_layers, self.config.num_kv_heads, BLOCK_TOKENS, self.config.head_dim)
+        self.store.write(slot, np.broadcast_to(values, shape))
+
+    @rule()
+    def take_slot(self) -> None:
+        """As many as fit, one after the other; then none."""
+        slot = self.store.take()
+        assert slot == (len(self.slots) if len(self.slots) < 3 else None)
+        if slot is not None:
+            self.slots.append([])
+            self.fill(slot)
+
+    @precondition(lambda self: self.slots)
+    @rule(data=st.data())
+    def fill_again(self, data: st.DataObject) -> None:
+        """A slot that no row shows may get other tokens."""
+        slot = data.draw(st.integers(0, len(self.slots) - 1))
+        shown = any(slot in mapped.values() for mapped in self.mapped.values())
+        assert self.store.is_pinned(slot) == shown
+        if not shown:
+            self.fill(slot)
+
+    @precondition(lambda self: self.rows and self.slots)
+    @rule(data=st.data())
+    def attach(self, data: st.DataObject) -> None:
+        """Blocks behind whole blocks of a row, in place of whatever was there."""
+        row = self.some_row(data)
+        start = data.draw(st.integers(0, min(2, len(self.rows[row]) // BLOCK_TOKENS)))
+        count = data.draw(st.integers(1, min(3 - start, len(self.slots))))
+        slots = data.draw(st.permutations(range(len(self.slots))))[:count]
+        self.cache.attach(row, start * BLOCK_TOKENS, self.store, slots)
+        shown = [token for slot in slots for token in self.slots[slot]]
+        self.rows[row] = self.rows[row][: start * BLOCK_TOKENS] + shown
+        kept = {block: slot for block, slot in self.mapped[row].items() if block < start}
+        self.mapped[row] = kept | dict(enumerate(slots, start))
+
+    @precondition(lambda self: any(len(t) < self.cache.capacity_tokens for t in self.rows.values()))
+    @rule(data=st.data())
+    def scribble(self, data: st.DataObject) -> None:
+        """The graph writes a token behind what a row holds, where it takes no part in a step."""
+        row = self.some_row(data)
+        if len(self.rows[row]) < self.cache.capacity_tokens:
+            for memory in row_memory(self.cache, self.config, row):
+                memory[:, len(self.rows[row])] = -1
+
     @precondition(lambda self: len(self.rows) >= 2)
     @rule(data=st.data())
     def copy_prefix(self, data: st.DataObject) -> None:
@@ -80,6 +137,8 @@ class KVCacheMachine(RuleBasedStateMachine):
         num_tokens = data.draw(st.integers(0, len(self.rows[source])))
         self.cache.copy_prefix(source, target, num_tokens)
         self.rows[target] = self.rows[source][:num_tokens]
+        whole_blocks = num_tokens // BLOCK_TOKENS
+        self.mapped[target] = {block: slot for block, slot in self.mapped[source].items() if block < whole_blocks}
 
     @precondition(lambda self: 0 < len(self.rows) < NUM_ROWS)
     @rule(data=st.data())
@@ -89,6 +148,8 @@ class KVCacheMachine(RuleBasedStateMachine):
         target = self.cache.move(source)
         assert target == min(set(range(NUM_ROWS)) - self.rows.keys())
         self.rows[target] = self.rows.pop(source)
+        whole_blocks = len(self.rows[target]) // BLOCK_TOKENS
+        self.mapped[target] = {b: slot for b, slot in self.mapped.pop(source).items() if b < whole_blocks}
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -96,7 +157,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         """The row reads back as zero: its pages are gone."""
         row = self.some_row(data)
         self.cache.release(row)
-        del self.rows[row]
+        del self.rows[row], self.mapped[row]
         assert not any(memory.any() for memory in row_memory(self.cache, self.config, row))
 
     @invariant()
@@ -120,6 +181,12 @@ class KVCacheMachine(RuleBasedStateMachine):
             for memory in row_memory(self.cache, self.config, row):
                 expected = np.array(tokens, np.float32)[None, :, None]
                 assert (memory[:, : len(tokens)] == expected).all()
+
+    @invariant()
+    def slots_are_preserved(self) -> None:
+        """Nothing that happens to a row reaches a slot."""
+        for slot, tokens in enumerate(self.slots):
+            assert (self.store.read(slot) == np.array(tokens, np.float32)[None, :, None]).all()
 
 
 KVCacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
@@ -180,9 +247,64 @@ def test_reservation_beyond_the_address_space_is_a_memory_error(num_rows: int, c
         KVCache(TINY, num_rows, capacity_tokens)
 
 
+def filled_store(cache: KVCache, config: ModelConfig, num_slots: int) -> BlockStore:
+    """A store whose slots hold 1, 2, ..."""
+    store = cache.new_block_store(num_slots * BLOCK_TOKENS * config.kv_bytes_per_token)
+    for slot in range(num_slots):
+        assert store.take() == slot
+        shape = (2 * config.num_layers, config.num_kv_heads, BLOCK_TOKENS, config.head_dim)
+        store.write(slot, np.full(shape, slot + 1, np.float32))
+    return store
+
+
+def test_rows_that_show_the_same_blocks_share_their_memory() -> None:
+    """Sixteen rows of 32 blocks take the memory of one."""
+    config = dataclasses.replace(TINY, head_dim=128)
+    cache = KVCache(config, 16, 32 * BLOCK_TOKENS)
+    store = filled_store(cache, config, 32)
+    before = proportional_bytes()
+    for _ in range(16):
+        row = cache.allocate()
+        cache.attach(row, 0, store, range(32))
+        assert all((memory == np.repeat(np.arange(1, 33), BLOCK_TOKENS)[None, :, None]).all()
+                   for memory in row_memory(cache, config, row))  # fmt: skip
+    one_row = 32 * store.slot_bytes
+    assert 16 * one_row > 100 << 20
+    assert proportional_bytes() - before < 2 * one_row
+
+
+def proportional_bytes() -> int:
+    """Proportional set size: a page that is mapped several times counts once."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+@pytest.mark.parametrize("num_mapped", [0, 3])
+def test_where_mapping_is_refused_blocks_are_copied(num_mapped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once or in the middle; the row then holds the same and is released as any other."""
+    cache = KVCache(TINY, 2, 3 * BLOCK_TOKENS)
+    store = filled_store(cache, TINY, 3)
+    map_slots, calls = store.map_slots, itertools.count()
+
+    def refuse(address: int, region: int, first_slot: int, count: int) -> None:
+        if next(calls) >= num_mapped:
+            raise OSError("too many mappings")
+        map_slots(address, region, first_slot, count)
+
+    monkeypatch.setattr(store, "map_slots", refuse)
+    row = cache.allocate()
+    cache.attach(row, 0, store, [2, 0, 1])
+    for memory in row_memory(cache, TINY, row):
+        assert (memory == np.repeat([3, 1, 2], BLOCK_TOKENS)[None, :, None]).all()
+    cache.release(row)
+    assert not any(memory.any() for memory in row_memory(cache, TINY, row))
+    assert not any(store.is_pinned(slot) for slot in range(3))
+
+
 def test_misuse_is_caught() -> None:
     """Our own bugs, not a caller's: assertions."""
     cache = KVCache(TINY, 2, 64)
+    store = filled_store(cache, TINY, 1)
     row = cache.allocate()
     cache.extend(row, 10)
     misuses: tuple[Callable[[], object], ...] = (
@@ -192,6 +314,9 @@ def test_misuse_is_caught() -> None:
         lambda: cache.release(1),
         lambda: cache.copy_prefix(row, 1, 5),
         lambda: cache.copy_prefix(row, row, 11),
+        lambda: cache.attach(row, 10, store, [0]),
+        lambda: cache.attach(row, 64, store, [0]),
+        lambda: store.unpin(0),
     )
     for misuse in misuses:
         with pytest.raises(AssertionError):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.kv_blocks import BLOCK_TOKENS
 from model.kv_cache import KVCache
-from model.prefix_cache import BLOCK_TOKENS, PrefixCache
+from model.prefix_cache import PrefixCache
 from tests.support.fake_decoder import FAKE_CONFIG
 
 BLOCK_BYTES = 2 * BLOCK_TOKENS * FAKE_CONFIG.head_dim * 4
@@ -96,6 +97,31 @@ def test_the_least_recently_used_prompt_is_forgotten_first_and_from_its_end() ->
     cache.store(compute(kv_cache, prompt(70, 50)), prompt(70, 50))
     assert (cache.match(prompt(130)), cache.match(prompt(130, 100)), cache.match(prompt(70, 50))) == (128, 64, 64)
     assert cache.usage().num_bytes == 4 * BLOCK_BYTES
+
+
+def test_what_rows_show_is_not_forgotten() -> None:
+    """A block that a row begins with keeps its place until the row is released, however much else is stored."""
+    kv_cache, cache = make(num_blocks=2)
+    row = compute(kv_cache, prompt(130))
+    cache.store(row, prompt(130))
+    kv_cache.release(row)
+    row = kv_cache.allocate()
+    cache.load(row, prompt(130), 128)
+    shown = kv_cache.read(row, 0, 128)
+    other = compute(kv_cache, prompt(130, first=100))
+    cache.store(other, prompt(130, first=100))
+    assert (cache.match(prompt(130)), cache.match(prompt(130, first=100))) == (128, 0)
+    np.testing.assert_array_equal(kv_cache.read(row, 0, 128), shown)
+    kv_cache.release(row)
+    cache.store(other, prompt(130, first=100))
+    assert (cache.match(prompt(130)), cache.match(prompt(130, first=100))) == (0, 128)
+
+
+def test_a_prompt_longer_than_the_cache_keeps_its_beginning() -> None:
+    """And pushes nothing of itself out."""
+    kv_cache, cache = make(num_blocks=2)
+    cache.store(compute(kv_cache, prompt(400)), prompt(400))
+    assert cache.match(prompt(400)) == 128
 
 
 @pytest.mark.parametrize("capacity", [0, BLOCK_BYTES - 1])

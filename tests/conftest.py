@@ -1,7 +1,10 @@
 """Fixtures that many tests share: bundles, made once and kept in the cache."""
 
+import hashlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,36 @@ def cache_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def traced_once() -> Iterator[Callable[[Any], Any]]:
+    """Trace each set of weights once, which takes most of an export; yields what does trace every time.
+
+    The same weights give the same graph: `test_same_weights_give_byte_identical_files` proves it without this.
+    """
+    import onnx
+
+    import model.export
+
+    original = model.export.trace_graph
+    graphs: dict[bytes, onnx.ModelProto] = {}
+
+    def trace(transformer: Any) -> onnx.ModelProto:
+        digest = hashlib.blake2b(repr(transformer.config).encode())
+        for name, tensor in sorted(transformer.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        graph = graphs.get(digest.digest())
+        if graph is None:
+            graph = graphs[digest.digest()] = original(transformer)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(graph)
+        return copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.export.trace_graph", trace)
+        yield original
+
+
+@pytest.fixture(scope="session")
 def default_bundle(cache_dir: Path) -> Bundle:
     """The default model at the default precision."""
     path = default_bundle_path(cache_dir, DEFAULT_PRECISION)
@@ -27,19 +60,19 @@ def default_bundle(cache_dir: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(cache_dir: Path) -> Bundle:
+def int8_bundle(cache_dir: Path, traced_once: object) -> Bundle:
     """The default model at int8."""
     return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "int8"), "int8"), cache_dir)
 
 
 @pytest.fixture(scope="session")
-def int4_bundle(cache_dir: Path) -> Bundle:
+def int4_bundle(cache_dir: Path, traced_once: object) -> Bundle:
     """The default model at int4: its source's own blocks."""
     return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "int4"), "int4"), cache_dir)
 
 
 @pytest.fixture(scope="session")
-def fp32_bundle(cache_dir: Path) -> Bundle:
+def fp32_bundle(cache_dir: Path, traced_once: object) -> Bundle:
     """The default model at fp32."""
     return export_bundle(ExportRequest("default", default_bundle_path(cache_dir, "fp32"), "fp32"), cache_dir)
 
@@ -51,7 +84,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: object) -> Bundle:
     """The tiny checkpoint exported at fp32. Don't write to it."""
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     return export_bundle(ExportRequest(str(tiny_folder), out, "fp32"), tmp_path_factory.mktemp("cache"))

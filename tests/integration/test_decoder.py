@@ -20,6 +20,8 @@ from tests.support.decoding import Ids, Logits, continue_greedily, new_decoder, 
 from tests.support.errors import one_line
 from tests.support.kernels import NumpyKernels
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 PROMPT = random_ids(61)
 LENGTHS = (5, 61, 2, 33)
 

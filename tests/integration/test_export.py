@@ -17,6 +17,8 @@ from tests.support.reference import textbook_logits
 from tests.support.tiny_biases import add_biases
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 PROMPT = random_ids(80)
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
 SHAPES: dict[str, dict[str, Any]] = {

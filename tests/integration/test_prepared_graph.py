@@ -20,6 +20,8 @@ from model.prepared_graph import prepared_graph
 from service.app import build_app
 from service.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MAPPED = """
 import sys
 from pathlib import Path

@@ -27,6 +27,7 @@ from loadtest.peers.contestants import contestants
 from loadtest.peers.measurement import load_of
 from loadtest.peers.server import running_server
 from model.bundle import open_bundle
+from model.bundle_writer import default_bundle_path
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.app import build_app
@@ -35,7 +36,8 @@ from service.engine.request import Request, StopConditions
 from service.settings import Settings
 
 WAYS = ("engine", "standalone", "ray")
-DEFAULT_BUNDLE = Path(".cache/attend/bundles/default-w8a8")
+CACHE_DIR = Path(".cache/attend")
+DEFAULT_BUNDLE = default_bundle_path(CACHE_DIR)
 
 
 class EngineClient(LoadClient):
@@ -94,7 +96,7 @@ def main(
 
 def _over_http(bundle: Path, job: Job, way: str) -> Observation:
     wanted = "attend standalone" if way == "standalone" else "attend"
-    entrants = contestants(Path(".cache/attend"), [bundle], frozenset())
+    entrants = contestants(CACHE_DIR, [bundle], frozenset())
     contestant = next(c for c in entrants if c.name == f"{wanted} {bundle.name}")
     with (
         tempfile.TemporaryDirectory(prefix="attend-share-") as logs,
@@ -111,7 +113,7 @@ def _of_engine(bundle: Path, job: Job) -> Observation:
         sys.exit(f"http_share: the engine's own run failed: {run.stderr.strip().splitlines()[-1]}")
     observed: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     answers = [Answer(**answer) for answer in observed.pop("answers")]
-    return Observation(**{name: observed[name] for name in ("opened_s", "closed_s", "drained_s")}, answers=answers)
+    return Observation(**observed, answers=answers)
 
 
 def _run_engine(path: Path) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.bundle import Bundle, open_bundle
+from model.bundle_writer import default_bundle_path
 from model.decoder import Decoder
 from model.kv_cache import KVCache
 from model.sampler import SampledToken
@@ -38,7 +39,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Once"}], "ignore_eos": True},
     "/v1/generate": {"prompt": "Once", "ignore_eos": True},
 }
-DEFAULT_BUNDLE = Path(".cache/attend/bundles/default-w8a8")
+DEFAULT_BUNDLE = default_bundle_path(Path(".cache/attend"))
 WARM_UP_STEPS = 50
 STEPS = 400
 PAUSE_S = 0.004  # where the model would compute; long enough for the step's bytes to be sent
@@ -76,13 +77,12 @@ class TimedEngine(Engine):
         return report
 
 
-async def stream(app: FastAPI, route: str, fields: dict[str, Any]) -> int:
-    """One request through the app; how many pieces of its body came."""
+async def stream(app: FastAPI, route: str, fields: dict[str, Any]) -> None:
+    """One request through the app, to its end."""
     options = {"model": app.state.generator.model_id, "stream": True, "max_tokens": WARM_UP_STEPS + STEPS + 50}
     body = json.dumps({**fields, **options}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     messages = [{"type": "http.request", "body": body, "more_body": False}]
-    num_pieces = 0
 
     async def receive() -> dict[str, Any]:
         if messages:
@@ -91,9 +91,7 @@ async def stream(app: FastAPI, route: str, fields: dict[str, Any]) -> int:
         raise AssertionError("never reached")
 
     async def send(message: Any) -> None:
-        nonlocal num_pieces
         assert message.get("status", 200) == 200, message
-        num_pieces += bool(message.get("body"))
 
     scope: dict[str, Any] = {
         "type": "http",
@@ -110,7 +108,6 @@ async def stream(app: FastAPI, route: str, fields: dict[str, Any]) -> int:
         "asgi": {"version": "3.0", "spec_version": "2.4"},
     }
     await app(scope, receive, send)
-    return num_pieces
 
 
 async def measure(app: FastAPI, engine: TimedEngine, route: str, num_streams: int) -> tuple[float, float]:

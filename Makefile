@@ -4,6 +4,7 @@ VENV ?= .venv
 CACHE ?= .cache/attend
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TEST_WORKERS ?= 2
 SERVE_READY := $(VENV)/.installed-serve
 DEV_READY := $(VENV)/.installed-dev
 
@@ -33,8 +34,10 @@ export: $(SERVE_READY) ## export the default model (a valid bundle is reused)
 serve: export ## set up, export the default model when missing, serve on 127.0.0.1:8000 under Ray Serve
 	exec $(BIN)/attend serve
 
-test: $(DEV_READY) ## set up and run the whole test suite
-	$(BIN)/python -m pytest
+# Tests that compute with the default model use all cores, so they run by themselves; the others two modules at a time.
+test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in one process)
+	$(BIN)/python -m pytest -m "not model" --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -m model
 
 e2e: $(DEV_READY) ## only the tests with a real server and real clients
 	$(BIN)/python -m pytest tests/e2e

@@ -122,10 +122,15 @@ class KVCache:
             if slots:
                 self.attach(target, start, store, slots)
                 continue
-            stop = min((block + 1) * BLOCK_TOKENS, num_tokens)
-            for array in self._arrays:
-                array[target, :, start:stop] = array[source, :, start:stop]
-            self._tokens[target] = stop
+            self.copy_up_to(source, target, min((block + 1) * BLOCK_TOKENS, num_tokens))
+
+    def copy_up_to(self, source: int, target: int, stop: int) -> None:
+        """Append the tokens of one allocated row to another, from where that one ends to `stop`, all of them copied."""
+        start = self._tokens[target]
+        assert start <= stop <= self._tokens[source], f"row {source} holds fewer than {stop} tokens, or {target} more"
+        for array in self._arrays:
+            array[target, :, start:stop] = array[source, :, start:stop]
+        self._tokens[target] = stop
 
     def attach(self, row: int, start: int, store: BlockStore, slots: Sequence[int]) -> None:
         """Put blocks of a store behind the first `start` tokens of a row, which then holds exactly these.

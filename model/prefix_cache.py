@@ -40,6 +40,11 @@ class PrefixCache:
         self._store = kv_cache.new_block_store(capacity_bytes)
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # by key, the least recently used first
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything may be shared at all."""
+        return self._capacity_bytes > 0
+
     def match(self, token_ids: Sequence[int], salt: str = "") -> int:
         """How many of a prompt's first tokens are stored; its last two are always left to compute. Changes nothing."""
         num_tokens = 0

@@ -46,7 +46,10 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer_json).get("decoder"))
+        decoder = json.loads(tokenizer_json).get("decoder")
+        self._is_byte_level = '"ByteLevel"' in json.dumps(decoder)
+        # bytes one after the other and nothing else: a text is its tokens' texts, where those are whole characters
+        self._is_additive = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
         self._texts: dict[int, str] = {}  # single tokens that answers have shown, decoded
 
@@ -90,7 +93,7 @@ class Tokenizer:
     def incremental(self, *, skip_special_tokens: bool = True) -> "IncrementalDetokenizer":
         """A fresh detokenizer for one answer."""
         skipped_ids: frozenset[int] = self._special_ids if skip_special_tokens else frozenset()
-        return IncrementalDetokenizer(self._tokenizer, skipped_ids, self._texts)
+        return IncrementalDetokenizer(self._tokenizer, skipped_ids, self._texts, is_additive=self._is_additive)
 
 
 class IncrementalDetokenizer:
@@ -100,11 +103,23 @@ class IncrementalDetokenizer:
     between two decodings that begin at the same token. A piece that ends in U+FFFD waits: it may be half a character.
     """
 
-    def __init__(self, tokenizer: FastTokenizer, skipped_ids: frozenset[int], texts: dict[int, str]) -> None:
-        """skipped_ids: tokens that have no text here. texts: decoded single tokens, kept for all answers."""
+    def __init__(
+        self,
+        tokenizer: FastTokenizer,
+        skipped_ids: frozenset[int],
+        texts: dict[int, str],
+        *,
+        is_additive: bool = False,
+    ) -> None:
+        """Begin an answer.
+
+        skipped_ids: tokens that have no text here. texts: decoded single tokens, kept for all answers. is_additive:
+        tokens that are whole characters decode alone to what they add to a text.
+        """
         self._tokenizer = tokenizer
         self._skipped_ids = skipped_ids
         self._texts = texts
+        self._is_additive = is_additive
         self._ids: list[int] = []  # from the first token of the piece before the last
         self._num_shown = 0  # of these, tokens whose text has been returned
         self._shown = ""  # their text, decoded alone
@@ -113,6 +128,11 @@ class IncrementalDetokenizer:
         """The text that became certain with this token; empty while a character is incomplete."""
         if token_id in self._skipped_ids:
             return ""
+        if self._is_additive and self._num_shown == len(self._ids):
+            piece = self._single(token_id)
+            if piece and REPLACEMENT not in piece:
+                self._ids, self._num_shown, self._shown = [token_id], 1, piece
+                return piece
         self._ids.append(token_id)
         text = self._decode(self._ids)
         if text.endswith(REPLACEMENT) or len(text) <= len(self._shown):
@@ -144,7 +164,7 @@ class IncrementalDetokenizer:
         return piece
 
     def _single(self, token_id: int) -> str:
-        """One token's text, decoded once: half of the decoding of most answers."""
+        """One token's text, decoded once for all answers: most of their decoding."""
         text = self._texts.get(token_id)
         if text is None:
             text = self._texts[token_id] = self._decode([token_id])

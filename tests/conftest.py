@@ -13,7 +13,14 @@ from model.bundle_writer import ExportRequest, default_bundle_path, export_bundl
 from model.precision import DEFAULT_PRECISION
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
+TESTS_DIR = Path(__file__).parent
 CACHE_DIR = Path(os.environ.get("ATTEND_CACHE_DIR", ".cache/attend")).resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first, so that no process waits for the other at the end; within that in the random order."""
+    kinds = ["integration", "e2e", "unit"]
+    items.sort(key=lambda item: kinds.index(item.path.relative_to(TESTS_DIR).parts[0]))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import EventStream, usage_frames
+from service.api.streaming import EventStream, UsageFrames
 from service.api.tool_calls import ToolCallParser
 from service.engine.request import FinishReason, TokenEvent
 from service.engine.request_check import blaming
@@ -40,9 +40,7 @@ async def chat_completions(
     generation = await _submit(body, generator, Caller.of(http_request))
     writer = ChatWriter(generation, body, generator)
     if body.stream:
-        opening = (writer.opening(index) for index in range(len(generation.requests)))
-        chunks = usage_frames(generation, "chat.completion.chunk", body, opening, writer.write)
-        return EventStream(chunks, generation.close)
+        return EventStream(generation, UsageFrames(generation, "chat.completion.chunk", body, writer))
     choices = await finish(generation, http_request, lambda: _fold(generation, writer))
     answer = ChatCompletionResponse(
         id=generation.id,
@@ -115,12 +113,18 @@ class ChatWriter:
         self._body = body
         self._tokenizer = generator.prompts.tokenizer
         self._parsers = [ToolCallParser() for _ in generation.requests] if body.uses_tools else []
+        self.is_plain = not self._parsers and not body.logprobs
 
-    def opening(self, index: int) -> Choice:
-        """The chunk that opens an answer."""
-        return self._choice(index, {"role": "assistant", "content": ""})
+    def opening(self) -> list[Choice]:
+        """The chunks that open the answers."""
+        openings = range(len(self._generation.requests))
+        return [self._choice(index, {"role": "assistant", "content": ""}) for index in openings]
 
-    def write(self, index: int, event: TokenEvent) -> list[Choice]:
+    def of_text(self, index: int, text: str) -> Choice:
+        """The choice of a piece of text."""
+        return self._choice(index, {"content": text})
+
+    def chunks(self, index: int, event: TokenEvent) -> list[Choice]:
         """The choices of the chunks that an event makes."""
         deltas = self._deltas(index, event)
         choices = [self._choice(index, delta) for delta in deltas]
@@ -188,7 +192,7 @@ async def _fold(generation: Generation, writer: ChatWriter) -> list[Choice]:
     folded = [_Folded() for _ in generation.requests]
     async with contextlib.aclosing(generation.events()) as events:
         async for index, event in events:
-            for choice in writer.write(index, event):
+            for choice in writer.chunks(index, event):
                 folded[index].add(choice)
     has_logprobs = generation.submission.choosing.logprobs is not None
     return [answer.choice(has_logprobs=has_logprobs) for answer in folded]

@@ -14,7 +14,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import EventStream, usage_frames
+from service.api.streaming import EventStream, UsageFrames
 from service.engine.request import TokenEvent
 from service.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 
@@ -29,8 +29,7 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
     generation = await _submit(body, generator, Caller.of(http_request))
     writer = CompletionWriter(generation, body, generator)
     if body.stream:
-        chunks = usage_frames(generation, "text_completion", body, (), writer.chunks)
-        return EventStream(chunks, generation.close)
+        return EventStream(generation, UsageFrames(generation, "text_completion", body, writer))
     choices = await finish(generation, http_request, lambda: _fold(generation, writer))
     answer = CompletionResponse(
         id=generation.id,
@@ -66,18 +65,14 @@ class CompletionWriter:
         self._tokenizer = generator.prompts.tokenizer
         self._offsets: dict[int, int] = {}  # of each answer that has begun: characters of its text so far
         self._detokenizers: dict[int, IncrementalDetokenizer] = {}  # which say how far each token brings the text
+        self.is_plain = body.logprobs is None and not body.echo and body.prompt_logprobs is None
 
     def write(self, index: int, event: TokenEvent) -> Choice:
         """The choice of the chunk that an event makes."""
         is_first = index not in self._offsets
         self._offsets.setdefault(index, 0)
-        choice: Choice = {
-            "index": index,
-            "text": event.text,
-            "logprobs": None,
-            "finish_reason": event.finish_reason,
-            "stop_reason": event.stop_reason,
-        }
+        choice = self.of_text(index, event.text)
+        choice |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
         if self._body.logprobs is not None:
             choice["logprobs"] = self._columns(index, event, with_prompt=is_first and self._body.echo)
         if is_first and self._body.echo:
@@ -87,6 +82,14 @@ class CompletionWriter:
             first, num_top = self._first_request(index), self._body.prompt_logprobs
             choice["prompt_logprobs"] = logprobs.prompt_entries(self._tokenizer, first, num_top)
         return choice
+
+    def opening(self) -> tuple[Choice, ...]:
+        """Nothing: an answer opens with its first text."""
+        return ()
+
+    def of_text(self, index: int, text: str) -> Choice:
+        """The choice of a piece of text."""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def chunks(self, index: int, event: TokenEvent) -> list[Choice]:
         """The choice of an event if it is worth sending: text held back for the next one is not."""

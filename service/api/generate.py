@@ -1,7 +1,6 @@
 """POST /v1/generate: the native route, the simplest request possible, and everything that the engine can do."""
 
 import contextlib
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, durations, finish, timing_headers
 from service.api.parameters import Choosing
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import SILENCE_S, EventStream
+from service.api.streaming import EventStream
 from service.engine.request import TokenEvent
 from service.schemas.native import GeneratedText, GenerateRequest, GenerateResponse, Timings
 
@@ -32,7 +31,9 @@ async def generate(body: GenerateRequest, http_request: Request, generator: Gene
     generation = await generator.submit("gen", submission)
     answers = [Answer(generator.prompts.tokenizer, body.logprobs is not None) for _ in generation.requests]
     if body.stream:
-        return EventStream(_pieces(generation, answers, body, generator), generation.close)
+        pieces = Pieces(generation, answers, body, generator)
+        silence_s = PROGRESS_S if body.return_progress else None
+        return EventStream(generation, pieces, silence_s=silence_s, on_silence=pieces.on_silence)
     await finish(generation, http_request, lambda: _fold(generation, answers))
     whole = _whole(generation, answers, generator)
     return json_response(whole, headers=timing_headers(generation), leaves_out=_unused(whole))
@@ -76,23 +77,32 @@ class Answer:
         )
 
 
-async def _pieces(
-    generation: Generation, answers: list[Answer], body: GenerateRequest, generator: Generator
-) -> AsyncGenerator[dict[str, Any] | None, None]:
+@dataclass
+class Pieces:
     """`{"text", "token_id"}` per token (with "index" if n > 1), then the same body as an unstreamed answer."""
-    silence_s = PROGRESS_S if body.return_progress else SILENCE_S
-    if body.return_progress:
-        yield _progress(generation)
-    async with contextlib.aclosing(generation.events_or_silence(silence_s)) as events:
-        async for item in events:
-            if item is None:
-                yield _progress(generation) if body.return_progress else None
-                continue
-            index, event = item
-            piece = answers[index].add(event)
-            yield {"index": index, **piece} if len(answers) > 1 else piece
-    whole = _whole(generation, answers, generator)
-    yield whole.model_dump(exclude=_unused(whole))
+
+    generation: Generation
+    answers: list[Answer]
+    body: GenerateRequest
+    generator: Generator
+
+    def opening(self) -> list[dict[str, Any]]:
+        """How much of the prompt is known, where progress is wanted."""
+        return [_progress(self.generation)] if self.body.return_progress else []
+
+    def write(self, index: int, event: TokenEvent) -> list[dict[str, Any]]:
+        """The piece of an event."""
+        piece = self.answers[index].add(event)
+        return [{"index": index, **piece} if len(self.answers) > 1 else piece]
+
+    def closing(self) -> list[dict[str, Any]]:
+        """The whole answer."""
+        whole = _whole(self.generation, self.answers, self.generator)
+        return [whole.model_dump(exclude=_unused(whole))]
+
+    def on_silence(self) -> dict[str, Any] | None:
+        """How much of the prompt has been computed, where progress is wanted."""
+        return _progress(self.generation) if self.body.return_progress else None
 
 
 async def _fold(generation: Generation, answers: list[Answer]) -> None:

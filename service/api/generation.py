@@ -99,25 +99,24 @@ class Generation:
         Raises:
             ApiError: the engine could not finish one of them; the others are cancelled.
         """
-        async with contextlib.aclosing(self.events_or_silence(None)) as events:
-            async for item in events:
-                if item is not None:
-                    yield item
-
-    async def events_or_silence(self, silence_s: float | None) -> AsyncGenerator[tuple[int, TokenEvent] | None, None]:
-        """As `events`, and None whenever nothing has come for a while; see `RequestStream.events_or_silence`."""
-        async with contextlib.aclosing(self.stream.events_or_silence(silence_s)) as events:
+        async with contextlib.aclosing(self.stream.events()) as events:
             async for event in events:
-                if event is None:
-                    yield None
-                    continue
-                if event.finish_reason is FinishReason.ERROR:
-                    raise answer_failed(event.error or "the engine failed")
-                if event.finish_reason is FinishReason.DEADLINE:
-                    raise deadline_passed()
-                index = self._indices[event.request]
-                self._num_told[index] = event.num_generated
-                yield index, event
+                yield self.take(event), event
+
+    def take(self, event: TokenEvent) -> int:
+        """Note an event of the stream; the index of its answer.
+
+        Raises:
+            ApiError: the engine could not finish that answer.
+        """
+        if event.finish_reason is not None:  # asked first, because this is on the way of every token
+            if event.finish_reason is FinishReason.ERROR:
+                raise answer_failed(event.error or "the engine failed")
+            if event.finish_reason is FinishReason.DEADLINE:
+                raise deadline_passed()
+        index = self._indices[event.request]
+        self._num_told[index] = event.num_generated
+        return index
 
     def usage(self) -> Usage:
         """Token counts as of the last event; each prompt counts once."""

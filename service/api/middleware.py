@@ -1,9 +1,11 @@
 """ASGI middleware around every route: the limit on body size, and the count of answers by route and code.
 
-Plain ASGI rather than the framework's base class, which would buffer streams and cost more than a token does.
+Plain ASGI rather than the framework's base class, which would buffer streams and cost more than a token does. What
+wraps `send` is called for every token, and so hands on the inner awaitable instead of being a coroutine of its own.
 """
 
 import logging
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,14 +36,15 @@ class BodyLimit:
         watch = _BodyWatch(self._max_body_bytes, receive)
         answered = False
 
-        async def answer(message: Message) -> None:
-            """Whatever the app made of a body that was cut off, the answer is 413."""
+        async def refuse() -> None:
             nonlocal answered
-            if not watch.is_exceeded:
-                await send(message)
-            elif not answered:
+            if not answered:
                 answered = True
                 await too_large.response()(scope, receive, send)
+
+        def answer(message: Message) -> Awaitable[None]:
+            """Whatever the app made of a body that was cut off, the answer is 413."""
+            return refuse() if watch.is_exceeded else send(message)
 
         await self._app(scope, watch.receive, answer)
 
@@ -81,11 +84,11 @@ class HttpMetrics:
             await self._app(scope, receive, send)
             return
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "unmatched")
                 self._metrics.count_http(route, message["status"])
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, watched)
 
@@ -103,10 +106,10 @@ class LastResort:
             return
         has_begun = False
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:
             nonlocal has_begun
             has_begun = True
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, watched)

@@ -7,7 +7,7 @@ only for HTTP: the service has no web sockets, and whoever adds one has to prote
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -88,14 +88,14 @@ class RequestId:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
-        async def labelled(message: Message) -> None:
+        def labelled(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
                 if self._returns_id:
                     headers["x-request-id"] = request_id
                 headers["x-process-time"] = f"{self._clock() - arrived_s:.6f}"
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, labelled)
 

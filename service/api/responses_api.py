@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +15,7 @@ from service.api.dependencies import GeneratorDependency
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
 from service.api.responses import GENERATION_ANSWERS, json_response
-from service.api.streaming import SILENCE_S, EventStream
+from service.api.streaming import EventStream
 from service.api.tool_calls import Delta, ToolCallParser
 from service.engine.request import FinishReason, TokenEvent
 from service.engine.request_check import blaming
@@ -44,7 +44,7 @@ async def responses(body: ResponsesRequest, http_request: Request, generator: Ge
     generation = await _submit(body, generator, Caller.of(http_request))
     writer = ResponseWriter(generation, body, generator)
     if body.stream:
-        return EventStream(_events(generation, writer), generation.close, is_named=True)
+        return EventStream(generation, writer, is_named=True)
     await finish(generation, http_request, lambda: _fold(generation, writer))
     unused = set() if body.prompt_logprobs is not None else {"prompt_logprobs"}
     return json_response(writer.response(), headers=timing_headers(generation), leaves_out=unused)
@@ -94,7 +94,7 @@ class ResponseWriter:
         for kind in ("response.created", "response.in_progress"):
             yield self._event(kind, response=self._dumped())
 
-    def write(self, event: TokenEvent) -> Iterator[Event]:
+    def write(self, _index: int, event: TokenEvent) -> Iterator[Event]:
         """The events that one of the engine's makes; after the last one the answer is closed."""
         for delta in self._deltas(event):
             if "content" in delta:
@@ -108,6 +108,10 @@ class ResponseWriter:
             yield from self._close_item()
             kind = "response.incomplete" if self._end is FinishReason.LENGTH else "response.completed"
             yield self._event(kind, response=self._dumped())
+
+    def closing(self) -> Iterator[Event]:
+        """Nothing: the last event has closed the answer."""
+        return iter(())
 
     def _dumped(self) -> dict[str, Any]:
         """The answer as it is now, for events; what was not asked for is left out."""
@@ -213,21 +217,9 @@ class ResponseWriter:
         yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item.model_dump())
 
 
-async def _events(generation: Generation, writer: ResponseWriter) -> AsyncGenerator[Event | None, None]:
-    for opening in writer.opening():
-        yield opening
-    async with contextlib.aclosing(generation.events_or_silence(SILENCE_S)) as events:
-        async for item in events:
-            if item is None:
-                yield None
-                continue
-            for event in writer.write(item[1]):
-                yield event
-
-
 async def _fold(generation: Generation, writer: ResponseWriter) -> None:
     """An unstreamed answer is what the events of a stream leave behind."""
     async with contextlib.aclosing(generation.events()) as events:
-        async for _, event in events:
-            for _written in writer.write(event):
+        async for index, event in events:
+            for _written in writer.write(index, event):
                 pass

@@ -14,6 +14,7 @@ from enum import Enum
 from model.kv_cache import KVUsage
 from model.prefix_cache import PrefixCache
 from model.sampler import SampledToken
+from service.engine.donors import furthest_donor
 from service.engine.plan import StepPlan
 from service.engine.request import FinishReason, Request, RequestStatus, TokenEvent
 from service.engine.request_check import RequestLimits
@@ -215,7 +216,17 @@ class Engine:
             return 0  # they come with the computing
         if request.shared_prompt is not None and request.shared_prompt.donor_for(request) is not None:
             return request.num_prompt_tokens
-        return self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+        return self._held_elsewhere(request)[2]
+
+    def _held_elsewhere(self, request: Request) -> tuple[int, Request | None, int]:
+        """Tokens of a prompt that the prefix cache holds, who runs and holds more, and how many there are in all.
+
+        In all never fewer than the request has itself.
+        """
+        num_stored = self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+        if not self._prefix_cache.is_on:
+            return num_stored, None, num_stored
+        return num_stored, *furthest_donor(request, self._running, max(num_stored, request.num_computed))
 
     def _catch_up(self) -> int:
         """Give prompts that are being computed what others have computed of them meanwhile: tokens saved.
@@ -226,7 +237,7 @@ class Engine:
         for request in self._running:
             if not request.is_prefilling or request.lacks_prompt_logprobs:
                 continue
-            num_tokens = self._prefix_cache.match(request.prompt_ids, request.cache_salt)
+            num_tokens = self._num_cached(request)
             if num_tokens > request.num_computed:
                 num_saved += self._load_prefix(request, num_tokens)
         return num_saved
@@ -235,13 +246,21 @@ class Engine:
         """Fill a request's row to `num_tokens` from what another request, or the prefix cache, holds: tokens saved."""
         assert request.row is not None
         num_held = request.num_computed
+        if num_tokens == num_held:
+            return 0
         if num_tokens == request.num_prompt_tokens:
             donor = request.shared_prompt.donor_for(request) if request.shared_prompt is not None else None
             assert donor is not None, "the plan found a donor"
             assert donor.row is not None, "donors run"
             self._kv_cache.copy_prefix(donor.row, request.row, num_tokens)
         else:
-            self._prefix_cache.load(request.row, request.prompt_ids, num_tokens, request.cache_salt, num_held)
+            num_stored, donor, end = self._held_elsewhere(request)
+            assert num_tokens == end, "the plan found as much"
+            if num_stored > num_held:
+                self._prefix_cache.load(request.row, request.prompt_ids, num_stored, request.cache_salt, num_held)
+            if donor is not None:
+                assert donor.row is not None, "donors run"
+                self._kv_cache.copy_up_to(donor.row, request.row, end)
         request.num_computed = num_tokens
         if request.num_preemptions:
             return 0  # what it finds of itself later is no saving
@@ -327,7 +346,7 @@ class Engine:
     def _advance(self, request: Request, num_tokens: int, *, in_chunk: bool) -> None:
         assert request.row is not None
         self._kv_cache.extend(request.row, request.num_computed + num_tokens)
-        if request.has_prompt:
+        if request.speculation is not None and request.has_prompt:
             request.record_computed(num_tokens, in_chunk=in_chunk)
         request.num_computed += num_tokens
 
@@ -358,20 +377,16 @@ class Engine:
             except ValueError as error:
                 message = f"{CONSTRAINT_FAILED_MESSAGE}{error}"
                 return self._end(request, FinishReason.ERROR, token_id, "", error=message)
-        text, met = self._match(request, request.detokenizer.push(token_id))
-        if met is not None:
-            return self._end(request, FinishReason.STOP, token_id, text, stop_reason=met)
+        text = request.detokenizer.push(token_id)
+        if stop.strings and request.num_generated >= request.sampling.min_tokens:
+            text, met = request.stop_strings.push(text)
+            if met is not None:
+                return self._end(request, FinishReason.STOP, token_id, text, stop_reason=met)
         if request.constraint is not None and request.constraint.is_finished:
             return self._end(request, FinishReason.STOP, token_id, text + _flush(request))
         if request.num_generated >= stop.max_tokens:
             return self._end_at_length(request, token_id, text)
         return _event(request, token_id, text)
-
-    def _match(self, request: Request, text: str) -> tuple[str, str | None]:
-        """Look for stop strings, but not before `min_tokens`."""
-        if request.num_generated < request.sampling.min_tokens:
-            return text, None
-        return request.stop_strings.push(text)
 
     def _end_at_length(self, request: Request, token_id: int, text: str) -> TokenEvent:
         """End at max_tokens; the last incomplete character may still complete a stop string."""

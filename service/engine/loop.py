@@ -5,11 +5,10 @@ the inbox (commands to the engine thread) and one `call_soon_threadsafe` a step 
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,15 +49,17 @@ class LoopCallbacks:
 class RequestStream:
     """The events of requests that were submitted together, as they come; read them once, on the submitting event loop.
 
-    Closing `events` early, or `cancel`, aborts what has not ended, which frees its rows before the next step.
+    `cancel`, or closing `events` early, aborts what has not ended, which frees its rows before the next step.
     """
 
     def __init__(self, requests: Sequence[Request], cancel: Callable[[Request], None]) -> None:
         self.requests = tuple(requests)
         self.loop = asyncio.get_running_loop()
-        self._arrived: deque[TokenEvent | None] = deque()
+        self._arrived: list[TokenEvent | None] = []
         self._reader: asyncio.Future[None] | None = None  # waits for an arrival
+        self._num_open = len(self.requests)
         self._cancel = cancel
+        self._ticking: asyncio.Task[None] | None = None
         self._has_news = False
 
     @property
@@ -69,56 +70,63 @@ class RequestStream:
     def deliver(self, event: TokenEvent) -> None:
         """Append an event. On the stream's own event loop only."""
         self._has_news = True
-        self._put(event)
+        self._arrived.append(event)
+        self._wake_reader()
 
-    def _put(self, item: TokenEvent | None) -> None:
-        self._arrived.append(item)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+    def _wake_reader(self) -> None:
+        if self._reader is not None:
+            if not self._reader.done():
+                self._reader.set_result(None)
+            self._reader = None
 
     def cancel(self) -> None:
         """Abort the requests that have not ended."""
+        if self._ticking is not None:
+            self._ticking.cancel()
         for request in self.requests:
             if not request.is_finished:
                 self._cancel(request)
 
+    async def next_events(self) -> list[TokenEvent | None]:
+        """What has come since the last call, at least one; None is a silence. Empty once every request has ended."""
+        while not self._arrived:  # asyncio.Queue does the same for three times the time
+            if not self._num_open:
+                if self._ticking is not None:
+                    self._ticking.cancel()
+                return []
+            self._reader = self.loop.create_future()
+            await self._reader
+        events, self._arrived = self._arrived, []
+        for event in events:
+            if event is not None and event.finish_reason is not None:
+                self._num_open -= 1
+        return events
+
     async def events(self) -> AsyncGenerator[TokenEvent, None]:
-        """Every event up to and including the last one with a finish reason."""
-        async with contextlib.aclosing(self.events_or_silence(None)) as events:
-            async for event in events:
-                if event is not None:
-                    yield event
-
-    async def events_or_silence(self, silence_s: float | None) -> AsyncGenerator[TokenEvent | None, None]:
-        """As `events`, and None whenever nothing has come for `silence_s` to twice that, seconds."""
-        num_open = len(self.requests)
-        ticking = self._tick(silence_s) if silence_s is not None else None
+        """Every event up to and including the last one with a finish reason; closed early, it aborts what runs."""
         try:
-            while num_open:
-                while not self._arrived:  # asyncio.Queue does the same for three times the time
-                    self._reader = self.loop.create_future()
-                    await self._reader
-                event = self._arrived.popleft()
-                if event is not None and event.finish_reason is not None:
-                    num_open -= 1
-                yield event
+            while events := await self.next_events():
+                for event in events:
+                    if event is not None:
+                        yield event
         finally:
-            if ticking is not None:
-                ticking.cancel()
-            if num_open:
-                self.cancel()
+            self.cancel()
 
-    def _tick(self, silence_s: float) -> asyncio.Task[None]:
-        """One timer for the whole stream costs its events nothing."""
+    def report_silence(self, silence_s: float) -> None:
+        """Let None come among the events whenever nothing has come for `silence_s` to twice that, seconds.
+
+        One timer for the whole stream costs its events nothing.
+        """
 
         async def tick() -> None:
             while True:
                 self._has_news = False
                 await asyncio.sleep(silence_s)
                 if not self._has_news:
-                    self._put(None)
+                    self._arrived.append(None)
+                    self._wake_reader()
 
-        return self.loop.create_task(tick())
+        self._ticking = self.loop.create_task(tick())
 
 
 class EngineLoop:
@@ -324,13 +332,13 @@ class EngineLoop:
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:
         """Hand events to their streams: one wake-up of each event loop for all of them."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, TokenEvent]]] = {}
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[RequestStream, TokenEvent]]] = defaultdict(list)
         with self._wake:
             for event in events:
                 stream = self._streams[event.request]
                 if event.finish_reason is not None:
                     del self._streams[event.request]
-                by_loop.setdefault(stream.loop, []).append((stream, event))
+                by_loop[stream.loop].append((stream, event))
         for loop, deliveries in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_deliver_all, deliveries)

@@ -104,11 +104,12 @@ PROMPTS = [f"Write about the number {number}: {'it is a number. ' * (number % 5)
 
 
 def completion(server: Server, index: int) -> str:
-    """Stream one completion and join it; odd ones are sampled with a seed, even ones greedy."""
+    """Stream one completion and join it; odd ones are sampled with a seed, even ones greedy. None ends early."""
     body = {
         "model": MODEL_ID,
         "prompt": PROMPTS[index],
         "max_tokens": 64,
+        "ignore_eos": True,
         "temperature": 0.9 if index % 2 else 0,
         "top_p": 0.95,
         "seed": index,

@@ -34,10 +34,10 @@ export: $(SERVE_READY) ## export the default model (a valid bundle is reused)
 serve: export ## set up, export the default model when missing, serve on 127.0.0.1:8000 under Ray Serve
 	exec $(BIN)/attend serve
 
-# Tests that compute with the default model use all cores, so they run by themselves; the others two modules at a time.
+# Tests that compute with the default model for long use all cores and run by themselves; the others two modules at a time.
 test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in one process)
-	$(BIN)/python -m pytest -m "not model" --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
-	$(BIN)/python -m pytest -m model
+	$(BIN)/python -m pytest -m "not alone" --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 e2e: $(DEV_READY) ## only the tests with a real server and real clients
 	$(BIN)/python -m pytest tests/e2e

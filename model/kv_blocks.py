@@ -38,8 +38,10 @@ class BlockStore:
         num_bytes = self.num_slots * self.slot_bytes
         self._file = _memory_file(num_bytes)
         shape = (num_regions, self.num_slots, BLOCK_TOKENS, head_dim)
-        self._array: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-        if self._file is not None:
+        self._array: npt.NDArray[np.float32]
+        if self._file is None:
+            self._array = np.empty(shape, np.float32)
+        else:
             self._array = np.frombuffer(mmap.mmap(self._file, num_bytes), np.float32).reshape(shape)
 
     def __del__(self) -> None:

@@ -77,10 +77,14 @@ def _write(bundle: Bundle, folder: Path) -> None:
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    write_prepared_graph(bundle, partial)
-    digests = {file.name: file_sha256(file) for file in partial.iterdir()}
-    (partial / DIGESTS_NAME).write_text(json.dumps(digests), encoding="utf-8")
-    partial.rename(folder)
+    try:
+        write_prepared_graph(bundle, partial)
+        digests = {file.name: file_sha256(file) for file in partial.iterdir()}
+        (partial / DIGESTS_NAME).write_text(json.dumps(digests), encoding="utf-8")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _remove_unused(parent: Path) -> None:

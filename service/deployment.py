@@ -40,6 +40,13 @@ HEALTH_CHECK_PERIOD_S = 5.0  # Ray Serve replaces a replica after three failures
 START_POLL_S = 0.05
 OBJECT_STORE_BYTES = 80 << 20  # nothing goes through it; Ray's minimum is 75 MiB
 START_ERROR = re.compile(r"attend-start-error: (\{.*\})")
+AGENT_PORT_NAMES = (
+    "METRICS_AGENT_PORT_NAME",
+    "METRICS_EXPORT_PORT_NAME",
+    "DASHBOARD_AGENT_LISTEN_PORT_NAME",
+    "RUNTIME_ENV_AGENT_PORT_NAME",
+)
+AGENT_COMMAND = re.compile(r"^(--(?:dashboard|runtime_env)_agent_command)=.*", re.DOTALL)
 WILDCARD_HOSTS = ("0.0.0.0", "::")
 
 
@@ -308,13 +315,15 @@ class _Cluster:
 
 
 def _leave_out_unused_processes() -> None:
-    """Keep `ray.init` from starting its dashboard, autoscaler and log collector, which nothing here uses.
+    """Keep `ray.init` from starting what nothing here uses: dashboard, autoscaler, log collector, both agents.
 
-    They take a fifth of the start's processor time and 0.2 GB. There is no public switch; where a release of Ray has
-    other names for these, it starts them all.
+    They take a third of the start's processor time, and Ray waits for the agents. There is no public switch; where a
+    release of Ray has other names for these, it starts them all.
     """
-    from ray._private import parameter
+    from ray._private import parameter, services, utils
     from ray._private.node import Node
+
+    names: Any = importlib.import_module("ray._raylet")  # compiled, without types
 
     class LeanParams(parameter.RayParams):  # type: ignore[misc]  # Ray ships no types for it
         def __init__(self, **values: Any) -> None:
@@ -324,9 +333,24 @@ def _leave_out_unused_processes() -> None:
     def start_no_dashboard(node: Any, **_options: Any) -> None:
         node._webui_url = None  # noqa: SLF001 - as Ray's own method does
 
+    start_process = services.start_ray_process
+
+    def start_without_agents(command: list[str], process_type: str, *args: Any, **options: Any) -> Any:
+        if process_type == "raylet":
+            told = dict(argument.split("=", 1) for argument in command if "=" in argument)
+            for name in AGENT_PORT_NAMES:  # as Ray's minimal agent does for "not in use"
+                names.persist_port(told["--session_dir"], told["--node_id"], getattr(names, name), -1)
+            command = [AGENT_COMMAND.sub(r"\1=sleep infinity", argument) for argument in command]
+        return start_process(command, process_type, *args, **options)
+
     if hasattr(Node, "start_api_server"):
         parameter.RayParams = LeanParams
         Node.start_api_server = start_no_dashboard
+    # imports what only the agent needs, to find out whether it may start whole
+    if hasattr(utils, "get_dashboard_dependency_error"):
+        utils.get_dashboard_dependency_error = lambda: None
+    if hasattr(names, "persist_port") and all(hasattr(names, name) for name in AGENT_PORT_NAMES):
+        services.start_ray_process = start_without_agents
 
 
 def _check_address(address: str) -> None:

@@ -42,6 +42,9 @@ def local_environment(directory: Path, host: str) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: the node's address is 127.0.0.1
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_raylet_client_connect_timeout_milliseconds": "10",  # between tries; a raylet's first comes too early and
+        "RAY_raylet_client_num_connect_attempts": "1000",  # then sleeps for a second by default, and the driver too
+        "RAY_worker_maximum_startup_concurrency": "16",  # all workers side by side, not as many as there are cores
         "RAY_worker_niceness": "0",  # 15 by default: replicas would yield to everything else on the machine
         HAPROXY_PATH_VARIABLE: str(write_haproxy_launcher(directory, host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),

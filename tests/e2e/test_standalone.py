@@ -23,7 +23,7 @@ QUESTION: Any = [{"role": "user", "content": "Name the capital of France."}]
 README = Path(__file__).parents[2] / "README.md"
 MAX_RESIDENT_MB = 900
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ NUM_TOOLS = 24
 NUM_CONCURRENT = 16
 MAX_TOKENS = 700  # far more than any of these answers needs
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)

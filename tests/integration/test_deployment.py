@@ -204,10 +204,11 @@ def test_normal_start_prints_one_line(server: Server) -> None:
 
 @pytest.mark.ray
 def test_ray_starts_nothing_that_serving_does_not_use(server: Server) -> None:
-    """No dashboard, no autoscaler, no log collector: a start waits for none of them."""
+    """No dashboard, no autoscaler, no log collector, no agents: a start waits for none of them."""
     commands = [" ".join(process.cmdline()) for process in descendants(server.process)]
     assert any("raylet" in command for command in commands)
-    unused = ("dashboard/dashboard.py", "autoscaler/_private/monitor.py", "log_monitor.py")
+    unused = ("dashboard/", "DashboardAgent", "autoscaler/_private/monitor.py", "log_monitor.py")
+    unused += ("runtime_env/agent", "RuntimeEnvAgent")
     assert [command for command in commands if any(name in command for name in unused)] == []
 
 

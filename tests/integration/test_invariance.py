@@ -24,7 +24,7 @@ NUM_ROWS = 8
 CONTEXT_TOKENS = 1600
 ANSWER_TOKENS = 16
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.alone]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from service.bench.quality import Score, default_text, score_bundle
 from tests.support.decoding import Ids, continue_greedily, new_decoder
 from tests.support.reference import default_checkpoint, hugging_face_config, hugging_face_llama
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.alone]
 
 NUM_TOKENS = 64
 CHAT_PROMPTS = (

@@ -132,6 +132,21 @@ def test_a_cache_that_cannot_be_written_costs_memory_only(
     assert "no prepared graph" in caplog.text
 
 
+def test_a_writing_that_fails_leaves_nothing_behind(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: half a graph would only take more room."""
+
+    def fills_the_disk(_bundle: Bundle, folder: Path) -> None:
+        (folder / GRAPH_NAME).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model.prepared_graph, "write_prepared_graph", fills_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        prepared_graph(tiny_bundle, tmp_path)
+    assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
+
+
 def test_a_graph_that_cannot_be_loaded_is_the_bundles_fault(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The error names the bundle's graph, not the file made of it."""
     folder = tmp_path / "broken"

@@ -207,8 +207,8 @@ def test_ray_starts_nothing_that_serving_does_not_use(server: Server) -> None:
     """No dashboard, no autoscaler, no log collector, no agents: a start waits for none of them."""
     commands = [" ".join(process.cmdline()) for process in descendants(server.process)]
     assert any("raylet" in command for command in commands)
-    unused = ("dashboard/", "DashboardAgent", "autoscaler/_private/monitor.py", "log_monitor.py")
-    unused += ("runtime_env/agent", "RuntimeEnvAgent")
+    unused = ["dashboard/", "DashboardAgent", "autoscaler/_private/monitor.py", "log_monitor.py"]
+    unused += ["runtime_env/agent", "RuntimeEnvAgent"]
     assert [command for command in commands if any(name in command for name in unused)] == []
 
 

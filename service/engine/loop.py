@@ -91,8 +91,6 @@ class RequestStream:
         """What has come since the last call, at least one; None is a silence. Empty once every request has ended."""
         while not self._arrived:  # asyncio.Queue does the same for three times the time
             if not self._num_open:
-                if self._ticking is not None:
-                    self._ticking.cancel()
                 return []
             self._reader = self.loop.create_future()
             await self._reader
@@ -115,7 +113,7 @@ class RequestStream:
     def report_silence(self, silence_s: float) -> None:
         """Let None come among the events whenever nothing has come for `silence_s` to twice that, seconds.
 
-        One timer for the whole stream costs its events nothing.
+        Until `cancel`. One timer for the whole stream costs its events nothing.
         """
 
         async def tick() -> None:

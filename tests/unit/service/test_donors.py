@@ -48,15 +48,21 @@ def test_the_donor_is_whoever_holds_most_of_the_beginning(
         assert donor.prompt_ids[:end] == request.prompt_ids[:end]
 
 
-def test_a_prompt_that_parts_within_a_block_computes_only_what_is_its_own() -> None:
-    """While the first still runs: 128 tokens are mapped, 22 are copied, one salt does not see another's."""
-    decoder = FakeDecoder(4)
-    engine = Engine(decoder, Scheduler(512), prefix_cache_bytes=1 << 20)
-    requests = [make_request([5] * 150 + [100 + i] * 4, 9) for i in range(4)]
-    requests[3].cache_salt = "other"
+def admitted_in_turn(requests: list[Request], prefix_cache_bytes: int = 1 << 20) -> tuple[Engine, FakeDecoder]:
+    """An engine that has computed each prompt in a step of its own, while those before it go on."""
+    decoder = FakeDecoder(len(requests))
+    engine = Engine(decoder, Scheduler(512), prefix_cache_bytes=prefix_cache_bytes)
     for request in requests:
         engine.add(request)
         engine.step()
+    return engine, decoder
+
+
+def test_a_prompt_that_parts_within_a_block_computes_only_what_is_its_own() -> None:
+    """While the first still runs: 128 tokens are mapped, 22 are copied, one salt does not see another's."""
+    requests = [make_request([5] * 150 + [100 + i] * 4, 9) for i in range(4)]
+    requests[3].cache_salt = "other"
+    engine, decoder = admitted_in_turn(requests)
     assert decoder.chunks == [154, 4, 4, 154]
     assert [request.num_cached_tokens for request in requests] == [0, 150, 150, 0]
     run(engine, decoder)
@@ -66,12 +72,8 @@ def test_a_prompt_that_parts_within_a_block_computes_only_what_is_its_own() -> N
 
 def test_a_beginning_shorter_than_a_block_is_shared_too() -> None:
     """As the lines that a chat template puts before everything."""
-    decoder = FakeDecoder(2)
-    engine = Engine(decoder, Scheduler(512), prefix_cache_bytes=1 << 20)
     requests = [make_request([*range(20), 50 + i, 60 + i, 70 + i], 5) for i in range(2)]
-    for request in requests:
-        engine.add(request)
-        engine.step()
+    engine, decoder = admitted_in_turn(requests)
     assert decoder.chunks == [23, 3]
     run(engine, decoder)
     for request in requests:
@@ -95,9 +97,5 @@ def test_what_was_generated_is_no_donation() -> None:
 
 def test_without_a_prefix_cache_nothing_is_shared() -> None:
     """0 bytes share nothing, not the rows of others either."""
-    decoder = FakeDecoder(2)
-    engine = Engine(decoder, Scheduler(512))
-    for i in range(2):
-        engine.add(make_request([5] * 30 + [i] * 2, 9))
-        engine.step()
+    _, decoder = admitted_in_turn([make_request([5] * 30 + [i] * 2, 9) for i in range(2)], prefix_cache_bytes=0)
     assert decoder.chunks == [32, 32]

@@ -17,45 +17,58 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from service.api import chat, completions, generate, responses_api, tokenization
-from service.api.errors import REFUSED_FIELDS
-from service.schemas.base import MAX_INTEGER, WireModel
+from service.schemas.base import MAX_INTEGER, RequestBody, WireModel
+from service.schemas.field_rules import ACCEPTED, REFUSED
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "api.md"
 COMMAND = "python -m service.api_reference --write"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 ROUTERS = (generate.router, completions.router, chat.router, responses_api.router, tokenization.router)
 
-# Request fields of vLLM's and llama.cpp's servers beside OpenAI's, from their documentation.
+# Request fields of other servers and clients beside OpenAI's, from their documentation and schemas.
 # fmt: off
 VLLM_FIELDS = (
     "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "cache_salt", "chat_template",
     "chat_template_kwargs", "continue_final_message", "detokenize", "documents", "echo", "guided_choice",
-    "guided_grammar", "guided_json", "guided_regex", "ignore_eos", "include_stop_str_in_output", "length_penalty",
-    "logits_processors", "min_p", "min_tokens", "mm_processor_kwargs", "priority", "prompt_logprobs",
-    "repetition_penalty", "request_id", "return_token_ids", "return_tokens_as_token_ids", "skip_special_tokens",
-    "spaces_between_special_tokens", "stop_token_ids", "structured_outputs", "top_k", "truncate_prompt_tokens",
-    "use_beam_search",
+    "guided_grammar", "guided_json", "guided_regex", "ignore_eos", "include_reasoning", "include_stop_str_in_output",
+    "length_penalty", "logits_processors", "logprob_token_ids", "media_io_kwargs", "min_p", "min_tokens",
+    "mm_processor_kwargs", "priority", "prompt_logprobs", "repetition_penalty", "request_id", "return_prompt_text",
+    "return_token_ids", "return_token_offsets", "return_tokens_as_token_ids", "session_id", "skip_special_tokens",
+    "spaces_between_special_tokens", "stop_token_ids", "structured_outputs", "thinking_token_budget", "top_k",
+    "truncate_prompt_tokens", "truncation_side", "use_beam_search", "vllm_xargs", "watermarking",
 )
 LLAMA_CPP_FIELDS = (
-    "cache_prompt", "dry_multiplier", "dynatemp_range", "grammar", "id_slot", "ignore_eos", "image_data",
-    "json_schema", "lora", "min_p", "mirostat", "n_predict", "n_probs", "prompt", "repeat_penalty", "return_progress",
-    "samplers", "seed", "stop", "stream", "temperature", "tfs_z", "timings_per_token", "top_k", "top_p", "typical_p",
-    "xtc_probability",
+    "cache_prompt", "dry_allowed_length", "dry_base", "dry_multiplier", "dry_penalty_last_n", "dry_sequence_breakers",
+    "dynatemp_exponent", "dynatemp_range", "grammar", "id_slot", "ignore_eos", "image_data", "json_schema", "lora",
+    "min_keep", "min_p", "mirostat", "mirostat_eta", "mirostat_tau", "n_discard", "n_keep", "n_predict", "n_probs",
+    "parse_tool_calls", "post_sampling_probs", "prompt", "reasoning_format", "repeat_last_n", "repeat_penalty",
+    "response_fields", "return_progress", "return_tokens", "samplers", "seed", "sse_ping_interval", "stop", "stream",
+    "t_max_predict_ms", "temperature", "tfs_z", "timings_per_token", "top_k", "top_p", "typical_p", "xtc_probability",
+    "xtc_threshold",
 )
+OPENROUTER_FIELDS = (
+    "include_reasoning", "models", "plugins", "provider", "reasoning", "repetition_penalty", "route", "session_id",
+    "top_a", "trace", "transforms", "usage",
+)
+ANTHROPIC_FIELDS = (
+    "anthropic_beta", "anthropic_version", "betas", "cache_control", "context_management", "max_tokens_to_sample",
+    "stop_sequences", "system", "thinking",
+)
+OTHER_FIELDS = tuple(sorted({*ACCEPTED, *REFUSED}))  # of Mistral's, Qwen's, Ollama's, LiteLLM's and SGLang's clients
 # fmt: on
 
 Schema = Mapping[str, Any]
 Row = Sequence[str]
 
 
-def request_bodies() -> dict[str, type[WireModel]]:
+def request_bodies() -> dict[str, type[RequestBody]]:
     """The body of each route that has one, by path."""
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     return {
         route.path: kind
         for route in routes
         for kind in typing.get_type_hints(route.endpoint).values()
-        if inspect.isclass(kind) and issubclass(kind, WireModel)
+        if inspect.isclass(kind) and issubclass(kind, RequestBody)
     }
 
 
@@ -75,7 +88,7 @@ def generated() -> str:
     told = {model.__name__ for model, _ in models}
     for name in sorted(schemas.keys() - told):
         lines += _section(name, schemas[name]["description"], _field_rows(schemas[name]))
-    lines += ["### Fields of OpenAI, vLLM and llama.cpp", "", *_compatibility(bodies)]
+    lines += ["### Fields that clients send", "", *_compatibility(bodies)]
     return "\n".join(lines) + "\n"
 
 
@@ -96,14 +109,14 @@ def main() -> None:
         print(generated(), end="")
 
 
-def _shared_bases(models: Iterable[type[WireModel]]) -> list[type[WireModel]]:
+def _shared_bases(models: Iterable[type[RequestBody]]) -> list[type[WireModel]]:
     """What several bodies inherit their fields from, the most special first."""
     ancestors = [base for model in models for base in _bases(model)]
     return sorted({base for base in ancestors if ancestors.count(base) > 1}, key=lambda base: -len(base.__mro__))
 
 
 def _bases(model: type[WireModel]) -> list[type[WireModel]]:
-    return [base for base in model.__mro__[1:] if issubclass(base, WireModel) and base is not WireModel]
+    return [base for base in model.__mro__[1:] if issubclass(base, WireModel) and base not in (WireModel, RequestBody)]
 
 
 def _about(model: type[WireModel], bases: Sequence[type[WireModel]]) -> str:
@@ -244,39 +257,43 @@ def _openai_fields() -> dict[str, list[str]]:
     }
 
 
-def _compatibility(bodies: Mapping[str, type[WireModel]]) -> list[str]:
-    """What each generation route makes of every field that clients of other servers send."""
+def _compatibility(bodies: Mapping[str, type[RequestBody]]) -> list[str]:
+    """The treatment of every field that clients of other servers send, by generation route."""
     sources: dict[str, Sequence[str]] = {f"OpenAI {call}": names for call, names in _openai_fields().items()}
-    sources |= {"vLLM": VLLM_FIELDS, "llama.cpp": LLAMA_CPP_FIELDS}
+    sources |= {"vLLM": VLLM_FIELDS, "llama.cpp": LLAMA_CPP_FIELDS, "OpenRouter": OPENROUTER_FIELDS}
+    sources |= {"Anthropic": ANTHROPIC_FIELDS, "others": OTHER_FIELDS}
     generating = {path: model for path, model in bodies.items() if path.startswith("/v1/")}
     schemas = {path: model.model_json_schema()["properties"] for path, model in generating.items()}
     rows: list[Row] = []
     for name in sorted({name for names in sources.values() for name in names}):
-        cells = [_honoured(fields.get(name)) for fields in schemas.values()]
-        rows.append((f"`{name}`", _sources_of(name, sources), *cells, _refusal(name, cells)))
-    return _table(("field", "of", *(f"`{path}`" for path in generating), "why not"), rows)
+        cells = [_treatment(name, fields.get(name)) for fields in schemas.values()]
+        rows.append((f"`{name}`", _sources_of(name, sources), *cells, _reason(name, cells)))
+    return _table(("field", "of", *(f"`{path}`" for path in generating), "because"), rows)
 
 
 def _sources_of(name: str, sources: Mapping[str, Sequence[str]]) -> str:
     found = [source for source, names in sources.items() if name in names]
     calls = [source.removeprefix("OpenAI ") for source in found if source.startswith("OpenAI ")]
     openai = [f"OpenAI ({', '.join(calls)})"] if calls else []
-    return ", ".join([*openai, *(source for source in found if not source.startswith("OpenAI "))])
+    named = [*openai, *(source for source in found if not source.startswith("OpenAI ") and source != "others")]
+    return ", ".join(named or found)
 
 
-def _honoured(field: Schema | None) -> str:
-    """`yes`, `no`, or the only values that are taken."""
-    if field is None:
-        return "no"
-    values = _values(field) or _values(field.get("items", {}))
-    return f"only {', '.join(f'`{json.dumps(value)}`' for value in values)}" if values else "yes"
+def _treatment(name: str, field: Schema | None) -> str:
+    """`honoured`, `no effect`, `refused`; with the only values that are taken."""
+    if field is not None:
+        values = _values(field) or _values(field.get("items", {}))
+        return f"only {', '.join(f'`{json.dumps(value)}`' for value in values)}" if values else "honoured"
+    if name not in ACCEPTED:
+        return "refused"
+    return f"no effect; only {ACCEPTED[name].values}" if ACCEPTED[name].values else "no effect"
 
 
-def _refusal(name: str, cells: Sequence[str]) -> str:
-    """What the service says of the field where it is refused."""
-    if "no" not in cells:
-        return ""
-    return REFUSED_FIELDS.get(name, "" if set(cells) - {"no"} else "not a field")
+def _reason(name: str, cells: Sequence[str]) -> str:
+    """The reason that the service gives where it does not honour a field."""
+    if "refused" in cells:
+        return REFUSED.get(name, "not a field" if set(cells) == {"refused"} else "")
+    return ACCEPTED[name].why if any(cell.startswith("no effect") for cell in cells) else ""
 
 
 if __name__ == "__main__":

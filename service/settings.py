@@ -6,6 +6,7 @@ Kept apart so that every other module takes plain values and can be tested witho
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +59,10 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
+    )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        default="refuse",
+        description="What becomes of fields that nobody knows: 400, or accepted and named in x-attend-ignored-fields.",
     )
     api_keys: SecretStr | None = Field(
         default=None,

@@ -37,7 +37,7 @@ async def chat_completions(
     body: ChatCompletionRequest, http_request: Request, generator: GeneratorDependency
 ) -> Response:
     """Answer a conversation."""
-    generation = await _submit(body, generator, Caller.of(http_request))
+    generation = await _submit(body, generator, generator.admit(body, body.model, http_request))
     writer = ChatWriter(generation, body, generator)
     if body.stream:
         return EventStream(generation, UsageFrames(generation, "chat.completion.chunk", body, writer))
@@ -63,7 +63,6 @@ def _unused(answer: ChatCompletionResponse) -> dict[str, Any]:
 
 
 async def _submit(body: ChatCompletionRequest, generator: Generator, caller: Caller) -> Generation:
-    generator.check_model(body.model)
     max_tokens = body.max_completion_tokens or body.max_tokens
     limit_name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     with blaming({"prompt": "messages", "max_tokens": limit_name}):

@@ -15,7 +15,7 @@ from service.api.generation import Caller, Generation, Generator, Submission, fi
 from service.api.parameters import Choosing
 from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import EventStream, UsageFrames
-from service.engine.request import TokenEvent
+from service.engine.request import FinishReason, TokenEvent
 from service.schemas.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=GENERATION_ANSWERS)
@@ -26,7 +26,7 @@ Choice = dict[str, Any]
 @router.post("/completions", response_model=CompletionResponse)
 async def completions(body: CompletionRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Continue a prompt, or several."""
-    generation = await _submit(body, generator, Caller.of(http_request))
+    generation = await _submit(body, generator, generator.admit(body, body.model, http_request))
     writer = CompletionWriter(generation, body, generator)
     if body.stream:
         return EventStream(generation, UsageFrames(generation, "text_completion", body, writer))
@@ -44,7 +44,6 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
 
 
 async def _submit(body: CompletionRequest, generator: Generator, caller: Caller) -> Generation:
-    generator.check_model(body.model)
     truncate_to = generator.truncation(body, body.max_tokens)
     prompts = [await generator.prompts.of(prompt, truncate_to) for prompt in body.prompts]
     best_of = body.best_of or body.n
@@ -52,8 +51,10 @@ async def _submit(body: CompletionRequest, generator: Generator, caller: Caller)
     prompt_logprobs = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
         prompt_logprobs = max(body.logprobs, body.prompt_logprobs or 0)
-    choosing = Choosing(best_of, body.max_tokens, shown)
-    return await generator.submit("cmpl", Submission(prompts, body, choosing, caller, prompt_logprobs))
+    max_tokens = 1 if body.is_scoring else body.max_tokens  # the engine makes one token; nothing of it is returned
+    choosing = Choosing(best_of, max_tokens, shown)
+    submission = Submission(prompts, body, choosing, caller, prompt_logprobs, is_scoring=body.is_scoring)
+    return await generator.submit("cmpl", submission)
 
 
 class CompletionWriter:
@@ -69,6 +70,8 @@ class CompletionWriter:
 
     def write(self, index: int, event: TokenEvent) -> Choice:
         """The choice of the chunk that an event makes."""
+        if self._body.is_scoring:
+            event = without_answer(event)
         is_first = index not in self._offsets
         self._offsets.setdefault(index, 0)
         choice = self.of_text(index, event.text)
@@ -137,6 +140,12 @@ class CompletionWriter:
             columns[name].append(value)
         columns["text_offset"].append(self._offsets[index])
         self._offsets[index] += len(detokenizer.push(token_id))
+
+
+def without_answer(event: TokenEvent) -> TokenEvent:
+    """The event of a prompt's scoring, as if nothing had been generated."""
+    end = None if event.finish_reason is None else FinishReason.LENGTH
+    return replace(event, text="", token_id=None, logprobs=None, finish_reason=end, stop_reason=None)
 
 
 async def _fold(generation: Generation, writer: CompletionWriter) -> list[Choice]:

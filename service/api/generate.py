@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from model.tokenizer import Tokenizer
 from service.api import logprobs
 from service.api.dependencies import GeneratorDependency
-from service.api.generation import Caller, Generation, Generator, Submission, durations, finish, timing_headers
+from service.api.generation import Generation, Generator, Submission, durations, finish, timing_headers
 from service.api.parameters import Choosing
 from service.api.responses import GENERATION_ANSWERS, json_response
 from service.api.streaming import EventStream
@@ -24,10 +24,10 @@ PROGRESS_S = 0.1  # how often a stream tells how much of its prompt has been com
 @router.post("/generate", response_model=GenerateResponse)
 async def generate(body: GenerateRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Continue a prompt; greedy unless a temperature is given. Streamed: an event per piece, the last one whole."""
-    generator.check_model(body.model)
+    caller = generator.admit(body, body.model, http_request)
     prompt = await generator.prompts.of(body.prompt, generator.truncation(body, body.max_tokens))
     choosing = Choosing(body.n, body.max_tokens, body.logprobs)
-    submission = Submission([prompt], body, choosing, Caller.of(http_request), body.prompt_logprobs)
+    submission = Submission([prompt], body, choosing, caller, body.prompt_logprobs)
     generation = await generator.submit("gen", submission)
     answers = [Answer(generator.prompts.tokenizer, body.logprobs is not None) for _ in generation.requests]
     if body.stream:

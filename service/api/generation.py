@@ -11,26 +11,28 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request as HttpRequest
 
 from model.bundle import Manifest
 from model.constraint import Constraint, ConstraintCompiler
-from service.api.errors import ApiError, answer_failed, deadline_passed, unknown_model
+from service.api.errors import ApiError, answer_failed, deadline_passed, unknown_field, unknown_model
 from service.api.limits import Lease, Limiter
 from service.api.parameters import Choosing, blaming_form, choice_seed, guide_form, sampling_params, stop_conditions
 from service.api.prompts import Prompt, PromptMaker
+from service.api.violations import shortened
 from service.engine.loop import EngineLoop, RequestStream
 from service.engine.request import FinishReason, Request, SharedPrompt, Timeline, TokenEvent
 from service.engine.request_check import InvalidRequestError
 from service.engine.speculation import PromptLookup
-from service.schemas.base import PromptTokensDetails, Usage
+from service.schemas.base import PromptTokensDetails, RequestBody, Usage
 from service.schemas.generation import GenerationFields
 
 CLIENT_CLOSED_REQUEST = 499
 MAX_PROMPT_LOGPROBS = 65_536  # of one HTTP request: they are written on the event loop, 6 us each
+MAX_NAMED = 20  # ignored fields in the request log
 MAX_REQUESTS = 128  # answers of one HTTP request: prompts times choices
 ANONYMOUS = "anonymous"
 
@@ -42,29 +44,36 @@ Result = TypeVar("Result")
 class Caller:
     """Who sent an HTTP request, and when. name: of the API key. request_id: as returned in x-request-id.
 
-    arrived_s: monotonic seconds at which the body had been read; deadlines count from there.
+    arrived_s: monotonic seconds at which the body had been read; deadlines count from there. ignored_fields: names of
+    fields that nobody knows, where the settings accept them.
     """
 
     name: str
     request_id: str
     arrived_s: float = field(default_factory=time.monotonic)
+    ignored_fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, http_request: HttpRequest) -> "Caller":
-        """As the middleware found out."""
+        """The caller that the authentication middleware stored on the request."""
         state = http_request.state
-        return cls(getattr(state, "caller", ANONYMOUS), getattr(state, "request_id", ""))
+        ignored_fields = getattr(state, "ignored_fields", ())
+        return cls(getattr(state, "caller", ANONYMOUS), getattr(state, "request_id", ""), ignored_fields=ignored_fields)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a route asks for. prompt_logprobs: alternatives to report for the prompt's tokens, None reports nothing."""
+    """A route's order. prompt_logprobs: alternatives to report for the prompt's tokens, None reports nothing.
+
+    is_scoring: only the prompt is wanted; the one token that is generated is neither returned nor counted.
+    """
 
     prompts: Sequence[Prompt]
     fields: GenerationFields
     choosing: Choosing
     caller: Caller
     prompt_logprobs: int | None = None
+    is_scoring: bool = False
 
 
 @dataclass(eq=False)
@@ -122,7 +131,7 @@ class Generation:
         """Token counts as of the last event; each prompt counts once."""
         firsts = self.requests[:: self.submission.choosing.num_choices]
         prompt_tokens = sum(request.num_prompt_tokens for request in firsts)
-        completion_tokens = sum(self._num_told)
+        completion_tokens = 0 if self.submission.is_scoring else sum(self._num_told)
         return Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -144,7 +153,7 @@ class Generation:
             request_log.info("%s", self._log_line())
 
     def _log_line(self) -> str:
-        line = {
+        line: dict[str, Any] = {
             "id": self.id,
             "request_id": self.submission.caller.request_id,
             "key": self.submission.caller.name,
@@ -153,15 +162,18 @@ class Generation:
             "prompt_tokens": self.usage().prompt_tokens,
             "completion_tokens": sum(request.num_generated for request in self.requests),
         }
+        if self.submission.caller.ignored_fields:
+            line["ignored_fields"] = [shortened(name) for name in self.submission.caller.ignored_fields[:MAX_NAMED]]
         return orjson.dumps(line).decode()
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What the service's settings say of requests. request_timeout_s: 0 is none."""
+    """Settings for requests. request_timeout_s: 0 disables the timeout."""
 
     request_timeout_s: float = 0.0
     is_cache_per_key: bool = False
+    ignores_unknown_fields: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,20 @@ class Generator:
     def context_tokens(self) -> int:
         """Most tokens of prompt and answer."""
         return self.prompts.context_tokens
+
+    def admit(self, body: RequestBody, model: str | None, http_request: HttpRequest) -> Caller:
+        """The caller of a request for the served model whose fields are all known, or ignored by the settings.
+
+        Names of ignored fields are left on the HTTP request, for the answer's header.
+
+        Raises:
+            ApiError: 404 or 400.
+        """
+        self.check_model(model)
+        if body.unknown_fields and not self.settings.ignores_unknown_fields:
+            raise unknown_field(body.unknown_fields[0], body.known_fields())
+        http_request.state.ignored_fields = body.unknown_fields
+        return Caller.of(http_request)
 
     def check_model(self, model: str | None) -> None:
         """Refuse a request for another model.

@@ -12,9 +12,13 @@ from typing import Any
 from model.chat import ChatTemplate, ChatTemplateError
 from model.tokenizer import Tokenizer
 from service.engine.request_check import CONTEXT_EXCEEDED, InvalidRequestError
-from service.schemas.chat import AssistantMessage, ChatMessage, Tool, ToolCallMessage, text_of
+from service.schemas.chat import Tool
+from service.schemas.messages import AssistantMessage, ChatMessage, ToolCallMessage, text_of
 
 LONG_TEXT_CHARACTERS = 20_000  # longer texts are tokenised off the event loop, which must keep streams flowing
+
+
+NEWER_ROLES = {"developer": "system", "function": "tool"}  # roles that templates know by another name
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def _truncated(ids: tuple[int, ...], truncate_to: int | None) -> tuple[int, ...]
 
 def _template_message(message: ChatMessage, index: int) -> dict[str, Any]:
     """A message as templates read it."""
-    role = "system" if message.role == "developer" else message.role
+    role = NEWER_ROLES.get(message.role, message.role)
     plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
     if isinstance(message, AssistantMessage) and message.tool_calls:
         plain["tool_calls"] = [_template_call(call, index) for call in message.tool_calls]

@@ -7,7 +7,8 @@ only for HTTP: the service has no web sockets, and whoever adds one has to prote
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,9 @@ ANONYMOUS = "anonymous"
 # about this process; they tell nothing of the model, its callers or their requests.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 OPEN_METHODS = frozenset({"GET", "HEAD"})
+IGNORED_FIELDS = "x-attend-ignored-fields"
+MAX_LISTED_NAMES = 20
+MAX_NAME_CHARACTERS = 64
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -68,6 +72,8 @@ class Authentication:
 class RequestId:
     """Gives each request an id and each answer, errors included, `x-request-id` and `x-process-time`.
 
+    Answers to requests with fields that were ignored name them in `x-attend-ignored-fields`.
+
     A client's own `x-request-id` is kept if it is 1 to 128 characters of A-Z, a-z, 0-9 and `._:-`. Any other, or more
     than one, is replaced and not refused: an id serves whoever reads logs, and is no reason to fail a request. The id
     in use is in `scope["state"]["request_id"]`.
@@ -95,6 +101,8 @@ class RequestId:
                 if self._returns_id:
                     headers["x-request-id"] = request_id
                 headers["x-process-time"] = f"{self._clock() - arrived_s:.6f}"
+                if ignored := scope["state"].get("ignored_fields"):
+                    headers[IGNORED_FIELDS] = _listed(ignored)
             return send(message)
 
         await self._app(scope, receive, labelled)
@@ -135,6 +143,12 @@ def _request_id(scope: Scope) -> str:
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return given[0].decode("ascii")
     return f"req-{uuid.uuid4().hex}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A client's own names as a header can hold them: percent-encoded, and not too many."""
+    shown = [quote(name[:MAX_NAME_CHARACTERS], safe="._-") for name in names[:MAX_LISTED_NAMES]]
+    return ", ".join([*shown, "..."] if len(names) > MAX_LISTED_NAMES else shown)
 
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:

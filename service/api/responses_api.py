@@ -41,7 +41,7 @@ Item = OutputMessage | OutputCall
 @router.post("/responses", response_model=ResponsesResponse)
 async def responses(body: ResponsesRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Answer an input. Streamed: the events of OpenAI's Responses API."""
-    generation = await _submit(body, generator, Caller.of(http_request))
+    generation = await _submit(body, generator, generator.admit(body, body.model, http_request))
     writer = ResponseWriter(generation, body, generator)
     if body.stream:
         return EventStream(generation, writer, is_named=True)
@@ -51,7 +51,6 @@ async def responses(body: ResponsesRequest, http_request: Request, generator: Ge
 
 
 async def _submit(body: ResponsesRequest, generator: Generator, caller: Caller) -> Generation:
-    generator.check_model(body.model)
     with blaming({"prompt": "input", "max_tokens": "max_output_tokens"}):
         fields = body.fields  # validated anew at each access
         truncate_to = generator.truncation(fields, body.max_output_tokens)
@@ -138,6 +137,7 @@ class ResponseWriter:
             top_p=body.top_p,
             usage=None if self._end is None else self._usage(),
             user=body.user,
+            metadata=body.metadata,
             prompt_logprobs=self._prompt_logprobs(),
         )
 

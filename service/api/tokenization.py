@@ -1,6 +1,6 @@
 """POST /tokenize and /detokenize: what a text is to the model."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import GeneratorDependency
 from service.api.responses import REQUEST_ERRORS, json_response
@@ -11,9 +11,9 @@ router = APIRouter(tags=["Attend"], responses=REQUEST_ERRORS)
 
 
 @router.post("/tokenize", response_model=TokenizeResponse)
-async def tokenize(body: TokenizeRequest, generator: GeneratorDependency) -> Response:
+async def tokenize(body: TokenizeRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Token ids of a text, or of a conversation through the model's chat template."""
-    generator.check_model(body.model)
+    generator.admit(body, body.model, http_request)
     ids = await _token_ids(body, generator)
     tokenizer = generator.prompts.tokenizer
     strings = [tokenizer.token_text(token_id) for token_id in ids] if body.return_token_strs else None
@@ -36,9 +36,9 @@ async def _token_ids(body: TokenizeRequest, generator: GeneratorDependency) -> l
 
 
 @router.post("/detokenize", response_model=DetokenizeResponse)
-async def detokenize(body: DetokenizeRequest, generator: GeneratorDependency) -> Response:
+async def detokenize(body: DetokenizeRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """The text of token ids."""
-    generator.check_model(body.model)
+    generator.admit(body, body.model, http_request)
     with blaming({"prompt": "tokens"}):
         generator.engine_loop.limits.check_ids("prompt", tuple(body.tokens))
     text = generator.prompts.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)

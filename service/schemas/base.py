@@ -1,16 +1,31 @@
-"""What all wire models share: strictness, text without lone surrogates, token ids, error bodies, token counts.
+"""What all wire models share: how nulls, numbers and unknown members are read, error bodies, token counts.
 
-Strict on purpose: a number in quotes, an unknown field or NaN is refused with a message, never guessed at or ignored.
+Strict where a field changes the answer: a number in quotes, a misspelt field or NaN is refused with a message, never
+guessed at. Kind where it does not: null is absence, 8.0 is the integer 8, labels and hints are dropped
+(`field_rules.py`), and so is whatever a conversation has beside its texts (`HistoryModel`).
 """
 
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from service.schemas.field_rules import is_without_effect, refusal_reason
 
 MAX_INTEGER = 2**31 - 1
 MAX_JSON_DEPTH = 64
+MAX_MEMBERS = 1024  # of a body or one of its objects; the longest list of known fields has about 60
 
 
 def refusal(field: str, message: str) -> PydanticCustomError:
@@ -50,24 +65,94 @@ def _children(item: Any) -> list[Any]:
     return item if isinstance(item, list) else []
 
 
+def _whole(value: Any) -> Any:
+    """8.0 is 8, as JavaScript and JSON schema have it."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
+
+
+def _minus_one_is_none(value: Any) -> Any:
+    """-1 stands for no limit and no seed, as llama.cpp and others read it."""
+    return None if _whole(value) == -1 else _whole(value)
+
+
+def _whole_items(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A list of token ids; looks at each only if one of them is not written as an integer."""
+    try:
+        return validate(value)
+    except ValidationError:
+        if isinstance(value, list) and any(isinstance(item, float) for item in value):
+            return validate([_whole(item) for item in value])
+        raise
+
+
+WHOLE = BeforeValidator(_whole)
+MINUS_ONE_IS_NONE = BeforeValidator(_minus_one_is_none)
 Text = Annotated[str, AfterValidator(refuse_surrogates)]
+Integer = Annotated[int, WHOLE]
+OptionalInteger = Annotated[int | None, WHOLE]
 TokenId = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]  # the engine checks it against the vocabulary
-TokenCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+TokenIdList = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_whole_items)]
+TokenLimit = Annotated[Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None, MINUS_ONE_IS_NONE]
+Seed = Annotated[Annotated[int, Field(ge=-(2**63), lt=2**63)] | None, MINUS_ONE_IS_NONE]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_refuse_extremes)]
 
 
+def _check_number_of_members(data: dict[str, Any]) -> None:
+    if len(data) > MAX_MEMBERS:
+        raise PydanticCustomError("members", f"an object has {len(data)} members; at most {MAX_MEMBERS} are read")
+
+
 class WireModel(BaseModel):
-    """Base of every request body and its parts. A null stands for a field's default, as clients send it."""
+    """Base of every request body and its parts: null is absence, whatever the member; unknown members are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or None not in data.values():
+    def _null_is_absence(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
             return data
-        optional = {info.alias or name for name, info in cls.model_fields.items() if not info.is_required()}
-        return {name: value for name, value in data.items() if value is not None or name not in optional}
+        _check_number_of_members(data)
+        return {name: value for name, value in data.items() if value is not None} if None in data.values() else data
+
+
+class HistoryModel(WireModel):
+    """Base of what a conversation consists of. Members that no chat template reads are dropped, whatever they hold."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class RequestBody(WireModel):
+    """Base of every request body. Labels and hints are dropped; unknown fields are kept apart, for the API to judge.
+
+    The rule for fields that a body does not have is in `field_rules.py`.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_has_no_effect(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        _check_number_of_members(data)
+        known = cls.known_fields()
+        extra = [name for name, value in data.items() if name not in known and value is not None]
+        dropped = {name for name in extra if is_without_effect(name, data[name], data)}
+        for name in extra:
+            if name not in dropped and (reason := refusal_reason(name)) is not None:
+                raise PydanticCustomError("refused_field", "{reason}", {"reason": reason, "field": name})
+        return {name: value for name, value in data.items() if name not in dropped} if dropped else data
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str]:
+        """The names of the fields as clients write them."""
+        return frozenset(info.alias or name for name, info in cls.model_fields.items())
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Names of fields that nobody knows, in the order in which they were sent."""
+        return tuple(self.model_extra or ())
 
 
 class ErrorDetail(BaseModel):

@@ -4,89 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import JsonObject, Text, TokenCount, Usage, WireModel, refusal
+from service.schemas.base import JsonObject, OptionalInteger, Text, TokenLimit, Usage, WireModel, refusal
+from service.schemas.field_rules import TOOL_LABELS
 from service.schemas.generation import OpenAIFields, StopReason
+from service.schemas.messages import MAX_MESSAGES, ChatMessage, ToolName
 
-MAX_MESSAGES = 2048
-MAX_PARTS = 256
 MAX_TOOLS = 128
-
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-
-
-class TextPart(WireModel):
-    """A piece of a message. Attend serves text models: parts of other types are refused."""
-
-    type: Literal["text"]
-    text: Text
-
-
-Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
-
-
-def text_of(content: str | list[TextPart] | None) -> str:
-    """A message's text, whichever way it was given."""
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class CalledFunction(WireModel):
-    """A function and its arguments, JSON in a string."""
-
-    name: ToolName
-    arguments: Text
-
-
-class ToolCallMessage(WireModel):
-    """A call that an earlier answer made."""
-
-    id: Text
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class InstructionMessage(WireModel):
-    """What the model is told to be; `developer` is the newer name of `system`."""
-
-    role: Literal["system", "developer"]
-    content: Content
-
-
-class UserMessage(WireModel):
-    """What a person says."""
-
-    role: Literal["user"]
-    content: Content
-
-
-class AssistantMessage(WireModel):
-    """What the model said. Fields that answers carry as null may be sent back as null."""
-
-    role: Literal["assistant"]
-    content: Content | None = None
-    tool_calls: list[ToolCallMessage] | None = Field(default=None, max_length=MAX_TOOLS)
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "AssistantMessage":
-        if self.content is None and not self.tool_calls:
-            raise refusal("content", "an assistant message needs content or tool_calls")
-        return self
-
-
-class ToolMessage(WireModel):
-    """What a called function gave back."""
-
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: Text
-
-
-ChatMessage = Annotated[InstructionMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 class TextFormat(WireModel):
@@ -120,7 +43,25 @@ class JsonSchemaFormat(WireModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class Function(WireModel):
+def refuse_other_tools(tool: Any) -> None:
+    """Refuse a tool that is no function of the client's: there are none that the service could run itself."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise refusal("type", f"tools of the type {kind[:80]!r} are not offered here; the only type is 'function'")
+
+
+class ToolPart(WireModel):
+    """Base of a tool's parts; labels that say nothing about how it is called are dropped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_labels(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or TOOL_LABELS.isdisjoint(data):
+            return data
+        return {name: value for name, value in data.items() if name not in TOOL_LABELS}
+
+
+class Function(ToolPart):
     """A function that the model may call. Arguments always fit `parameters`, whatever `strict` says."""
 
     name: ToolName
@@ -129,11 +70,21 @@ class Function(WireModel):
     strict: bool | None = None
 
 
-class Tool(WireModel):
+class Tool(ToolPart):
     """A tool that the model may call."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_function(cls, data: Any) -> Any:
+        """Refuse other types by their type, before a part of them is missed; `strict` may stand on either level."""
+        refuse_other_tools(data)
+        if isinstance(data, dict) and isinstance(data.get("function"), dict) and "strict" in data:
+            inner = {"strict": data["strict"], **data["function"]}
+            data = {name: value for name, value in data.items() if name != "strict"} | {"function": inner}
+        return data
 
 
 class FunctionName(WireModel):
@@ -145,7 +96,7 @@ class FunctionName(WireModel):
 class NamedToolChoice(WireModel):
     """This function must be called."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionName
 
 
@@ -153,12 +104,12 @@ class ChatCompletionRequest(OpenAIFields):
     """Answer a conversation."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: TokenCount | None = Field(
+    max_completion_tokens: TokenLimit = Field(
         default=None,
         description="The newer name of max_tokens; give one of them. Default: what the context holds.",
     )
     logprobs: bool = Field(default=False, description="Return the log-probability of each token of the answer.")
-    top_logprobs: int | None = Field(
+    top_logprobs: OptionalInteger = Field(
         default=None, ge=0, le=20, description="Alternatives to report with each token; needs logprobs: true."
     )
     add_generation_prompt: bool | None = Field(
@@ -195,7 +146,7 @@ class ChatCompletionRequest(OpenAIFields):
         if len(set(names)) < len(names):
             raise refusal("tools", "tools has two functions of the same name")
         choice = self.tool_choice
-        if choice not in (None, "none") and not names:
+        if choice not in (None, "none", "auto") and not names:
             raise refusal("tool_choice", "tool_choice needs tools")
         if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
             raise refusal("tool_choice", f"tool_choice names {choice.function.name!r}, which is not in tools")

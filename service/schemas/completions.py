@@ -4,11 +4,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import Text, TokenCount, TokenId, Usage, refusal
+from service.schemas.base import (
+    MAX_INTEGER,
+    MINUS_ONE_IS_NONE,
+    OptionalInteger,
+    Text,
+    TokenIdList,
+    Usage,
+    refusal,
+)
 from service.schemas.generation import MAX_CHOICES, OpenAIFields, StopReason
 
 MAX_PROMPTS = 128
-Ids = list[TokenId]
+Ids = TokenIdList
+ScoringLimit = Annotated[Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None, MINUS_ONE_IS_NONE]
 
 
 class CompletionRequest(OpenAIFields):
@@ -20,15 +29,18 @@ class CompletionRequest(OpenAIFields):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="Text, token ids, a list of texts, or a list of lists of token ids; up to 128.")
-    max_tokens: TokenCount | None = Field(default=16, description="Most tokens to generate.")
-    best_of: int | None = Field(
+    max_tokens: ScoringLimit = Field(
+        default=16,
+        description="Most tokens to generate; -1: what the context holds; 0 with `echo`: score the prompt only.",
+    )
+    best_of: OptionalInteger = Field(
         default=None,
         ge=1,
         le=MAX_CHOICES,
         description="Make this many answers and return the `n` likeliest per token. Default: n. Not with `stream`.",
     )
     echo: bool = Field(default=False, description="Return the prompt in front of the answer.")
-    logprobs: int | None = Field(
+    logprobs: OptionalInteger = Field(
         default=None,
         ge=0,
         le=20,
@@ -52,6 +64,17 @@ class CompletionRequest(OpenAIFields):
         if self.best_of is not None and self.best_of > self.n and self.stream:
             raise refusal("best_of", "best_of above n cannot be streamed: the best are known at the end only")
         return self
+
+    @model_validator(mode="after")
+    def _an_answer_or_a_score(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise refusal("max_tokens", "max_tokens is 0; give at least 1, or echo: true to score the prompt")
+        return self
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether only the prompt is returned, with its log-probabilities if they are asked for."""
+        return self.max_tokens == 0
 
 
 class CompletionLogprobs(BaseModel):

@@ -6,10 +6,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from service.schemas.base import (
     MAX_INTEGER,
+    Integer,
     JsonObject,
+    OptionalInteger,
+    RequestBody,
+    Seed,
     Text,
-    TokenCount,
-    TokenId,
+    TokenIdList,
+    TokenLimit,
     WireModel,
     refusal,
     refuse_surrogates,
@@ -23,10 +27,9 @@ MAX_BAD_WORDS = 256
 MAX_DEADLINE_MS = 86_400_000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(refuse_surrogates)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_NAMED_TOKENS)]
+TokenIds = Annotated[TokenIdList, Field(max_length=MAX_NAMED_TOKENS)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-NoMetadata = Annotated[dict[str, str], Field(max_length=0)]
 GUIDES = ("regex", "choice", "json", "grammar")
 
 
@@ -39,10 +42,10 @@ class StructuredOutputs(WireModel):
     grammar: Text | None = Field(default=None, description="The answer is derived from this Lark grammar.")
 
 
-class EngineFields(WireModel):
+class EngineFields(RequestBody):
     """What the engine can do beyond OpenAI's fields; accepted on every generation route. Most names are vLLM's."""
 
-    top_k: int = Field(default=0, ge=-1, le=MAX_INTEGER, description="Sample among this many; 0 or -1: all.")
+    top_k: Integer = Field(default=0, ge=-1, le=MAX_INTEGER, description="Sample among this many; 0 or -1: all.")
     min_p: float = Field(
         default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
     )
@@ -54,12 +57,12 @@ class EngineFields(WireModel):
         default=False, description="Return the stop string or stop token's text that ended the answer."
     )
     ignore_eos: bool = Field(default=False, description="Go on after the model's own end token.")
-    min_tokens: int = Field(default=0, ge=0, le=MAX_INTEGER, description="No end before this many tokens.")
+    min_tokens: Integer = Field(default=0, ge=0, le=MAX_INTEGER, description="No end before this many tokens.")
     skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: OptionalInteger = Field(
         default=None, ge=-1, le=MAX_INTEGER, description="Keep only the last tokens of the prompt; -1: what fits."
     )
-    prompt_logprobs: int | None = Field(
+    prompt_logprobs: OptionalInteger = Field(
         default=None, ge=0, le=20, description="Log-probabilities of the prompt's tokens, with this many alternatives."
     )
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
@@ -70,7 +73,7 @@ class EngineFields(WireModel):
         max_length=MAX_BAD_WORDS,
         description="Words never written as their usual tokens, at the start of a text or after a space.",
     )
-    priority: int = Field(
+    priority: Integer = Field(
         default=0, ge=-MAX_INTEGER, le=MAX_INTEGER, description="Lower is served earlier among those that wait."
     )
     structured_outputs: StructuredOutputs | None = Field(default=None, description="The answer's form.")
@@ -78,7 +81,7 @@ class EngineFields(WireModel):
     guided_choice: list[Text] | None = Field(default=None, description="The same as structured_outputs.choice.")
     guided_json: JsonObject | None = Field(default=None, description="The same as structured_outputs.json.")
     guided_grammar: Text | None = Field(default=None, description="The same as structured_outputs.grammar.")
-    deadline_ms: int | None = Field(
+    deadline_ms: OptionalInteger = Field(
         default=None, ge=1, le=MAX_DEADLINE_MS, description="End with an error if not complete after this time."
     )
     cache_salt: Text | None = Field(
@@ -124,16 +127,14 @@ class EngineFields(WireModel):
 class GenerationFields(EngineFields):
     """What the generation routes share: OpenAI's sampling fields, and the engine's own."""
 
-    max_tokens: TokenCount | None = Field(default=None, description="Most tokens to generate.")
+    max_tokens: TokenLimit = Field(default=None, description="Most tokens to generate; -1: what the context holds.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
         default=None, description="End before any of these texts; they are not returned. Up to 16."
     )
-    seed: int | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer. Random if not given."
-    )
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Number of answers; the prompt is computed once.")
+    seed: Seed = Field(default=None, description="Same seed, same request: same answer. Random if -1 or not given.")
+    n: Integer = Field(default=1, ge=1, le=MAX_CHOICES, description="Number of answers; the prompt is computed once.")
     stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
     presence_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="Subtracted from the logits of tokens that the answer has."
@@ -147,9 +148,7 @@ class GenerationFields(EngineFields):
     user: Text | None = Field(
         default=None, max_length=256, description="Your end user's name; written to the request log of the service."
     )
-
     safety_identifier: Text | None = Field(default=None, max_length=256, description="OpenAI's newer name of user.")
-    metadata: NoMetadata = Field(default={}, description="Nothing is stored: empty only.")
 
     @property
     def end_user(self) -> str | None:
@@ -167,14 +166,14 @@ class StreamOptions(WireModel):
 
     include_usage: bool = Field(default=False, description="Send a last chunk with the token counts.")
     continuous_usage_stats: bool = Field(default=False, description="Send the token counts so far with every chunk.")
-    include_obfuscation: Literal[False] = Field(default=False, description="No padding is sent: false only.")
+    include_obfuscation: bool = Field(default=False, description="Accepted without effect: no padding is sent.")
 
 
 class OpenAIFields(GenerationFields):
     """What both OpenAI routes accept."""
 
     model: Text = Field(description="The served model's id, as GET /v1/models gives it.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
+    stream_options: StreamOptions | None = Field(default=None, description="Without effect but with `stream`.")
 
     @property
     def include_usage(self) -> bool:
@@ -185,12 +184,6 @@ class OpenAIFields(GenerationFields):
     def continuous_usage(self) -> bool:
         """Whether every chunk has the token counts so far."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
-
-    @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "OpenAIFields":
-        if self.stream_options is not None and not self.stream:
-            raise refusal("stream_options", "stream_options is only allowed with stream: true")
-        return self
 
 
 StopReason = int | str | None

@@ -4,18 +4,18 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import Text, TokenCount, TokenId, Usage, refusal
+from service.schemas.base import OptionalInteger, Text, TokenIdList, TokenLimit, Usage, refusal
 from service.schemas.generation import GenerationFields, StopReason
 
 
 class GenerateRequest(GenerationFields):
     """Continue a prompt. `{"prompt": "…"}` is enough."""
 
-    prompt: Text | list[TokenId] = Field(description="Text, or token ids; used as it is, without a chat template.")
+    prompt: Text | TokenIdList = Field(description="Text, or token ids; used as it is, without a chat template.")
     model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
-    max_tokens: TokenCount | None = Field(default=128, description="Most tokens to generate.")
+    max_tokens: TokenLimit = Field(default=128, description="Most tokens to generate; -1: what the context holds.")
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
-    logprobs: int | None = Field(
+    logprobs: OptionalInteger = Field(
         default=None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with this many alternatives."
     )
     return_progress: bool = Field(

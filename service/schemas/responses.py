@@ -4,73 +4,54 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from service.schemas.base import JsonObject, Text, TokenCount, WireModel, refusal
-from service.schemas.chat import (
+from service.schemas.base import HistoryModel, JsonObject, Seed, Text, TokenLimit, WireModel, refusal
+from service.schemas.chat import MAX_TOOLS, Function, JsonObjectFormat, TextFormat, Tool, refuse_other_tools
+from service.schemas.generation import EngineFields, GenerationFields
+from service.schemas.messages import (
     MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOOLS,
+    AnswerContent,
+    Arguments,
     AssistantMessage,
     CalledFunction,
     ChatMessage,
-    Function,
     InstructionMessage,
-    JsonObjectFormat,
-    TextFormat,
-    Tool,
     ToolCallMessage,
     ToolMessage,
     ToolName,
     UserMessage,
+    text_of,
 )
-from service.schemas.generation import EngineFields, GenerationFields, NoMetadata
 
 
-class InputText(WireModel):
-    """A piece of text. Parts of other types are refused: Attend serves text models."""
-
-    type: Literal["input_text", "output_text"]
-    text: Text
-    annotations: Annotated[list[Any], Field(max_length=0)] = Field(default=[])
-    logprobs: Annotated[list[Any], Field(max_length=0)] = Field(default=[])
-
-
-ItemContent = Text | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
-
-
-class MessageItem(WireModel):
+class MessageItem(HistoryModel):
     """What somebody said; an earlier answer's own item may be sent back as it was."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "system", "developer", "assistant"]
-    content: ItemContent
-    id: Text | None = None
-    status: Text | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    content: AnswerContent
 
 
-class FunctionCallItem(WireModel):
+class FunctionCallItem(HistoryModel):
     """A call that an earlier answer made."""
 
     type: Literal["function_call"]
-    call_id: Text
+    call_id: Text = ""
     name: ToolName
-    arguments: Text
-    id: Text | None = None
-    status: Text | None = None
+    arguments: Arguments = ""
 
 
-class FunctionOutputItem(WireModel):
+class FunctionOutputItem(HistoryModel):
     """What a called function gave back."""
 
     type: Literal["function_call_output"]
-    call_id: Text
-    output: Text
-    id: Text | None = None
-    status: Text | None = None
+    call_id: Text = ""
+    output: AnswerContent = ""
+
+
+class ReasoningItem(HistoryModel):
+    """An earlier answer's reasoning, of another model; it is not shown to this one."""
+
+    type: Literal["reasoning"]
 
 
 def _item_type(item: Any) -> str | None:
@@ -82,11 +63,13 @@ def _item_type(item: Any) -> str | None:
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionOutputItem, Tag("function_call_output")],
+    | Annotated[FunctionOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(
         _item_type,
         custom_error_type="item_type",
-        custom_error_message="type should be 'message', 'function_call' or 'function_call_output'",
+        custom_error_message="type should be 'message', 'function_call', 'function_call_output' or 'reasoning'; "
+        "nothing is stored, so an item_reference leads nowhere: send the item itself",
     ),
 ]
 
@@ -104,6 +87,9 @@ class SchemaFormat(WireModel):
 class TextOptions(WireModel):
     """The form of the answer's text."""
 
+    verbosity: Literal["medium"] | None = Field(
+        default=None, description="Answers are as long as the model makes them: use max_output_tokens, or ask for it."
+    )
     format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] = Field(
         default=TextFormat(type="text")
     )
@@ -112,7 +98,14 @@ class TextOptions(WireModel):
 class FunctionTool(Function):
     """A function that the model may call."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_function(cls, data: Any) -> Any:
+        """Refuse other types by their type, before a part of them is missed."""
+        refuse_other_tools(data)
+        return data
 
 
 class FunctionChoice(WireModel):
@@ -130,7 +123,7 @@ class ResponsesRequest(EngineFields):
         description="A text, or the whole conversation so far as a list of items."
     )
     instructions: Text | None = Field(default=None, description="A system message in front of the input.")
-    max_output_tokens: TokenCount | None = Field(
+    max_output_tokens: TokenLimit = Field(
         default=None, description="Most tokens to generate. Default: what the context holds."
     )
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
@@ -146,10 +139,10 @@ class ResponsesRequest(EngineFields):
     store: Literal[False] = Field(default=False, description="Nothing is stored: false only.")
     background: Literal[False] = Field(default=False, description="Answers are made while you wait: false only.")
     service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
-    metadata: NoMetadata = Field(default={}, description="Nothing is stored: empty only.")
+    metadata: JsonObject = Field(default={}, description="Labels of yours, returned with the answer.")
     user: Text | None = Field(default=None, max_length=256, description="Your end user's name, for the request log.")
     safety_identifier: Text | None = Field(default=None, max_length=256, description="The newer name of user.")
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="Same seed, same request: same answer.")
+    seed: Seed = Field(default=None, description="Same seed, same request: same answer. Random if -1 or not given.")
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "ResponsesRequest":
@@ -194,17 +187,19 @@ class ResponsesRequest(EngineFields):
                 function = CalledFunction(name=item.name, arguments=item.arguments)
                 call = ToolCallMessage(id=item.call_id, function=function)
                 if isinstance(last, AssistantMessage):
-                    last.tool_calls = [*(last.tool_calls or ()), call]
+                    last.tool_calls = [*last.tool_calls, call]
                 else:
                     messages.append(AssistantMessage(role="assistant", tool_calls=[call]))
             elif isinstance(item, FunctionOutputItem):
-                messages.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=item.output))
+                messages.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=text_of(item.output)))
+            elif isinstance(item, ReasoningItem):
+                continue
             elif item.role == "user":
-                messages.append(UserMessage(role="user", content=item.text))
+                messages.append(UserMessage(role="user", content=text_of(item.content)))
             elif item.role == "assistant":
-                messages.append(AssistantMessage(role="assistant", content=item.text))
+                messages.append(AssistantMessage(role="assistant", content=text_of(item.content)))
             else:
-                messages.append(InstructionMessage(role="system", content=item.text))
+                messages.append(InstructionMessage(role="system", content=text_of(item.content)))
         return messages
 
     @property
@@ -298,5 +293,5 @@ class ResponsesResponse(BaseModel):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponsesUsage | None
     user: str | None
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
     prompt_logprobs: list[dict[str, Any] | None] | None = None

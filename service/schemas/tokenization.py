@@ -2,11 +2,12 @@
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.base import Text, TokenId, WireModel, refusal
-from service.schemas.chat import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
+from service.schemas.base import RequestBody, Text, TokenIdList, refusal
+from service.schemas.chat import MAX_TOOLS, Tool
+from service.schemas.messages import MAX_MESSAGES, ChatMessage
 
 
-class TokenizeRequest(WireModel):
+class TokenizeRequest(RequestBody):
     """A text, or a conversation through the model's chat template."""
 
     model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
@@ -43,11 +44,11 @@ class TokenizeResponse(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(WireModel):
+class DetokenizeRequest(RequestBody):
     """Token ids to turn into text."""
 
     model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
-    tokens: list[TokenId] = Field(description="Token ids.")
+    tokens: TokenIdList = Field(description="Token ids.")
     skip_special_tokens: bool = Field(default=False, description="Leave special tokens out of the text.")
 
 

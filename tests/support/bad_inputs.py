@@ -139,7 +139,10 @@ RANGES = [
     bad(COMPLETIONS, "too many bad words", {"bad_words": ["a"] * 257}, "bad_words", "at most 256 items"),
     bad(COMPLETIONS, "long user", {"user": "x" * 257}, "user", "at most 256 characters"),
     bad(COMPLETIONS, "suffix", {"suffix": "x"}, "suffix", "cannot fill in a middle"),
-    bad(COMPLETIONS, "options of no stream", {"stream_options": {}}, "stream_options", "only allowed with stream"),
+    bad(COMPLETIONS, "nothing to generate", {"max_tokens": 0}, "max_tokens", "echo: true to score"),
+    bad(COMPLETIONS, "max_tokens -2", {"max_tokens": -2}, "max_tokens", "greater than or equal to 0"),
+    bad(GENERATE, "seed of 65 bits", {"seed": 2**63}, "seed", "less than"),
+    bad(GENERATE, "eight and a half", {"max_tokens": 8.5}, "max_tokens", "valid integer"),
     bad(CHAT, "top_logprobs alone", {"top_logprobs": 2}, "top_logprobs", "needs logprobs: true"),
     bad(CHAT, "top_logprobs 21", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     bad(CHAT, "logprobs as in completions", {"logprobs": 1}, "logprobs", "valid boolean"),
@@ -149,7 +152,8 @@ RANGES = [
     bad(RESPONSES, "previous_response_id", {"previous_response_id": "r"}, "previous_response_id", "nothing is stored"),
     bad(RESPONSES, "store", {"store": True}, "store", "false"),
     bad(RESPONSES, "background", {"background": True}, "background", "false"),
-    bad(RESPONSES, "metadata", {"metadata": {"a": "b"}}, "metadata", "metadata"),
+    bad(RESPONSES, "metadata", {"metadata": "b"}, "metadata", "dictionary"),
+    bad(RESPONSES, "reasoning", {"reasoning": {"effort": "high"}}, "reasoning", "does not reason"),
     bad(RESPONSES, "long input", {"input": "x" * 600}, "input", "the prompt has 6"),
     bad(RESPONSES, "no input", {"input": []}, "input", "at least 1 item"),
 ]
@@ -178,7 +182,7 @@ TOKEN_IDS = [
     bad(TOKENIZE, "two sources", {"prompt": "a", "messages": [USER]}, "prompt", "give one of them"),
     bad(TOKENIZE, "tools of a prompt", {"prompt": "a", "tools": [function()]}, "tools", "tools needs messages"),
     bad(TOKENIZE, "129 tools", {"messages": [USER], "tools": [function()] * 129}, "tools", "at most 128 items"),
-    bad(TOKENIZE, "no text to continue", {"messages": [{"role": "assistant"}]}, "messages.0.content", "content or"),
+    bad(TOKENIZE, "no role", {"messages": [{"content": "a"}]}, "messages.0.role", "discriminator"),
     bad(TOKENIZE, "another model", {"prompt": "a", "model": "gpt"}, "model", "not served here", 404),
 ]
 FORMS = [
@@ -229,13 +233,18 @@ FORMS = [
 CONVERSATIONS = [
     bad(CHAT, "unknown role", messages({"role": "robot", "content": "x"}), "messages.0.role", "'system'"),
     bad(CHAT, "no role", messages({"content": "x"}), "messages.0.role", "discriminator"),
-    bad(CHAT, "content null", messages({"role": "user", "content": None}), "messages.0.content", "string"),
+    bad(CHAT, "content null", messages({"role": "user", "content": None}), "messages.0.content", "missing"),
     bad(CHAT, "content number", messages({"role": "user", "content": 5}), "messages.0.content", "string"),
     bad(CHAT, "no parts", messages({"role": "user", "content": []}), "messages.0.content", "at least 1 item"),
     bad(CHAT, "message is text", {"messages": ["hi"]}, "messages.0", "dictionary"),
-    bad(CHAT, "assistant says nothing", messages({"role": "assistant"}), "messages.0.content", "content or tool_calls"),
-    bad(CHAT, "tool without id", messages({"role": "tool", "content": "x"}), "messages.0.tool_call_id", "missing"),
-    bad(CHAT, "name", messages({**USER, "name": "Ada"}), "messages.0.name", "no place for it"),
+    bad(
+        CHAT,
+        "a call of nothing",
+        messages({"role": "assistant", "tool_calls": [{}]}),
+        "messages.0.tool_calls.0.function",
+        "missing",
+    ),
+    bad(CHAT, "a sound", messages({**USER, "content": [{"type": "input_audio"}]}), "messages.0.content.0.type", "text"),
     bad(CHAT, "too many messages", {"messages": [USER] * 2049}, "messages", "at most 2048 items"),
     bad(
         CHAT,
@@ -281,7 +290,10 @@ CONVERSATIONS = [
         "messages",
         "needs a last message with text",
     ),
-    bad(RESPONSES, "unknown item", {"input": [{"type": "reasoning"}]}, "input.0", "'function_call'"),
+    bad(RESPONSES, "unknown item", {"input": [{"type": "web_search_call"}]}, "input.0", "'function_call'"),
+    bad(
+        RESPONSES, "a reference", {"input": [{"type": "item_reference", "id": "x"}]}, "input.0", "send the item itself"
+    ),
     bad(
         RESPONSES,
         "a call's name",

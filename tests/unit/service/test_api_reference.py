@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service import api_reference
-from service.api.errors import REFUSED_FIELDS
+from service.schemas.field_rules import ACCEPTED, REFUSED
 from tests.support.fake_decoder import FakeDecoder
 from tests.support.fake_service import fake_app
 
@@ -96,12 +96,20 @@ def test_fields_are_told_with_type_default_range_and_meaning() -> None:
 
 
 def test_the_last_table_says_what_the_models_and_the_refusals_say() -> None:
-    """Taken, taken with one value only, refused with the reason that the service gives, refused without one."""
-    assert compatibility_row("temperature") == ["yes", "yes", "yes", "yes", ""]
-    assert compatibility_row("store") == ["no", "no", "only `false`", "only `false`", ""]
-    assert compatibility_row("suffix") == ["no", "no", "no", "no", REFUSED_FIELDS["suffix"]]
-    assert compatibility_row("best_of") == ["no", "yes", "no", "no", REFUSED_FIELDS["best_of"]]
-    assert compatibility_row("mirostat") == ["no", "no", "no", "no", "not a field"]
+    """Honoured, honoured with one value only, without effect, refused with the reason that the service gives."""
+    assert compatibility_row("temperature") == [*["honoured"] * 4, ""]
+    no_store = "no effect; only `false`"
+    assert compatibility_row("store") == [no_store, no_store, "only `false`", "only `false`", ACCEPTED["store"].why]
+    assert compatibility_row("suffix") == [*["no effect; only empty"] * 4, ACCEPTED["suffix"].why]
+    one = "no effect; only `1`"
+    assert compatibility_row("best_of") == [one, "honoured", one, one, ACCEPTED["best_of"].why]
+    assert compatibility_row("prompt_cache_key") == [*["no effect"] * 4, ACCEPTED["prompt_cache_key"].why]
+    assert compatibility_row("web_search_options") == [*["refused"] * 4, REFUSED["web_search_options"]]
+
+
+def test_every_field_of_the_rule_is_in_the_last_table() -> None:
+    """Whatever is accepted without effect or refused by name is documented."""
+    assert all(compatibility_row(name) for name in {*ACCEPTED, *REFUSED})
 
 
 def test_what_serves_does_not_import_the_reference() -> None:

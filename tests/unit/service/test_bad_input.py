@@ -137,7 +137,7 @@ def test_unknown_fields_are_never_ignored(client: TestClient, route: str) -> Non
     response = client.post(route, json=body_for(route, temprature=1))
     assert response.status_code == 400
     assert error_of(response) == {
-        "message": "temprature is not a field of this request",
+        "message": "temprature is not a field of this request; did you mean temperature?",
         "type": "invalid_request_error",
         "param": "temprature",
         "code": "unknown_field",

@@ -255,12 +255,12 @@ class Engine:
             self._kv_cache.copy_prefix(donor.row, request.row, num_tokens)
         else:
             num_stored, donor, end = self._held_elsewhere(request)
-            assert num_tokens == end, "the plan found as much"
+            assert num_tokens <= end, "what the plan found is still there; a request admitted just now may hold more"
             if num_stored > num_held:
                 self._prefix_cache.load(request.row, request.prompt_ids, num_stored, request.cache_salt, num_held)
-            if donor is not None:
+            if donor is not None and num_tokens > num_stored:
                 assert donor.row is not None, "donors run"
-                self._kv_cache.copy_up_to(donor.row, request.row, end)
+                self._kv_cache.copy_up_to(donor.row, request.row, num_tokens)
         request.num_computed = num_tokens
         if request.num_preemptions:
             return 0  # what it finds of itself later is no saving

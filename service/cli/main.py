@@ -21,7 +21,7 @@ RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 def main() -> None:
     """Entry point: run a command and turn what a user can cause into one line."""
     try:
-        status = build_app()(standalone_mode=False)
+        status = build_app()(prog_name="attend", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)

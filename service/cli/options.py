@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
 
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES
 from service.settings import PREFIX, Settings
@@ -61,12 +62,12 @@ Threads = Annotated[
 ]
 
 
-def setting_parameters(*left_out: str) -> list[inspect.Parameter]:
+def setting_parameters(*left_out: str, settings: type[BaseSettings] = Settings) -> list[inspect.Parameter]:
     """One option for each setting but those left out, and secrets: a command line can be read by every user."""
-    schema = Settings.model_json_schema()
+    schema = settings.model_json_schema()
     return [
         setting_option(name, info, _values_schema(schema["properties"][name], schema))
-        for name, info in Settings.model_fields.items()
+        for name, info in settings.model_fields.items()
         if name not in left_out and not _values_schema(schema["properties"][name], schema).get("writeOnly")
     ]
 

@@ -78,7 +78,9 @@ def test_a_command_line_that_cannot_be_read_is_one_line(run: Run, arguments: lis
 )
 def test_values_that_cannot_be_used_are_one_line(run: Run, arguments: list[str], part: str, reason: str) -> None:
     """What was given, and what is allowed."""
-    assert_one_line(run(*arguments), 1, part), reason
+    ended = run(*arguments)
+    assert ended.status == 1, reason
+    assert_one_line(ended, 1, part)
 
 
 def user_errors() -> Iterator[type[Exception]]:

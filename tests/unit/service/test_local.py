@@ -72,14 +72,14 @@ def test_a_prompt_that_cannot_run_is_refused(text: str) -> None:
         local_model().continue_text(text, 5, GREEDY)
 
 
-def test_an_engine_that_fails_is_an_error_and_not_a_short_answer() -> None:
+def test_an_engine_that_fails_is_an_error_and_not_a_short_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text so far is no answer."""
     decoder = FakeDecoder(1)
     engine, _ = make_engine(1, decoder=decoder)
     model = LocalModel(Tokenizer(tiny_tokenizer_json()), None, frozenset(), engine)
     answer = iter(model.continue_text("abc", 50, GREEDY))
     next(answer)
-    decoder.decode = _broken  # type: ignore[method-assign]  # a session that fails from now on
+    monkeypatch.setattr(decoder, "decode", _broken)
     with pytest.raises(LocalModelError, match="the model failed"):
         list(answer)
 

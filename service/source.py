@@ -125,7 +125,8 @@ def _bundle_folder(source: str | None) -> Path | None:
     if source is None or _is_keyword(source):
         return None
     folder = Path(source)
-    return folder if any(_exists(folder / name) for name in (MANIFEST_NAME, GRAPH_NAME)) else None
+    is_bundle = any(_exists(folder / name) for name in (MANIFEST_NAME, GRAPH_NAME))
+    return folder.expanduser() if is_bundle else None
 
 
 def _open(folder: Path, precision: str | None) -> Bundle:
@@ -176,8 +177,8 @@ def _is_keyword(source: str) -> bool:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
-    except OSError:  # such as a name longer than the system allows
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):  # such as a name longer than the system allows, or the home of nobody
         return False
 
 

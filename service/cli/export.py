@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from model.precision import DEFAULT_PRECISION
-from service.cli.options import PATH, PRECISIONS, CacheDir
+from service.cli.options import PATH, PRECISIONS, TEXT, CacheDir
 from service.cli.progress import stages
 from service.settings import default_cache_dir
 from service.source import check_can_export
@@ -26,6 +26,9 @@ def export(
         str, typer.Option(metavar=PRECISIONS, help="How exactly the weights are kept.")
     ] = DEFAULT_PRECISION,
     device: Annotated[str, typer.Option(metavar=DEVICES, help="Where the bundle will run.")] = "cpu",
+    model_id: Annotated[
+        str | None, typer.Option(metavar=TEXT, help="Name to serve it under; default: from SOURCE.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another bundle in the folder.")] = False,
     cache_dir: CacheDir = None,
     print_path: Annotated[bool, typer.Option("--print-path", help="Print the bundle's folder and no more.")] = False,
@@ -36,10 +39,10 @@ def export(
     from model.bundle_writer import ExportRequest, export_bundle
 
     cache_dir = cache_dir or default_cache_dir()
-    request = ExportRequest(source, out or Path(), precision, device, force=force)
+    request = ExportRequest(source, out or Path(), precision, device, model_id, force=force)
     with stages() as say:
-        request = replace(request, out=out or cached_bundle_path(source, precision, cache_dir, say))
-        bundle = export_bundle(request, cache_dir, say)
+        out = out or cached_bundle_path(source, precision, cache_dir, say, model_id=model_id)
+        bundle = export_bundle(replace(request, out=out), cache_dir, say)
     if print_path:
         print(bundle.path)
         return

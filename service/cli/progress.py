@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+NOTE = "note: "  # how a line begins that is no stage, as the exporter says it
 SHORT_S = 1.0  # a stage that took no longer leaves no line behind
 
 
@@ -42,7 +43,10 @@ class _Stages:
         self._running: TaskID | None = None
 
     def begin(self, line: str) -> None:
-        """End the stage before and begin another."""
+        """End the stage before and begin another; a note only stays on the screen above them."""
+        if line.startswith(NOTE):
+            self._progress.console.print(line, markup=False, highlight=False)
+            return
         self.end()
         self._running = self._progress.add_task(line, total=1)
 

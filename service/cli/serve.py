@@ -56,7 +56,7 @@ def read_settings(options: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         flag = f"--{name.replace('_', '-')} ({PREFIX}{name.upper()})"
-        raise UserError(f"{flag} is {first['input']!r}: {first['msg']}") from None
+        raise UserError(f"{flag} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def build_command() -> Callable[..., None]:

@@ -36,6 +36,14 @@ def test_default_has_the_place_that_it_always_had(tmp_path: Path) -> None:
     assert cached_bundle_path("default", "int8", tmp_path) == default_bundle_path(tmp_path, "int8")
 
 
+def test_another_name_for_a_model_is_another_bundle(tmp_path: Path) -> None:
+    """Whoever serves the source without the name must not get it."""
+    folder = str(write_tiny_checkpoint(tmp_path / "tiny"))
+    named = cached_bundle_path(folder, "fp32", tmp_path, model_id="My-Model")
+    assert named.name.startswith("my-model-fp32-")
+    assert named != cached_bundle_path(folder, "fp32", tmp_path)
+
+
 def test_the_same_files_have_the_same_place_and_others_another(tmp_path: Path) -> None:
     """A copy, even at another time, is the same; other weights, a changed configuration or a precision are not."""
     folder = write_tiny_checkpoint(tmp_path / "a" / "tiny")

@@ -25,11 +25,13 @@ def test_on_a_terminal_long_stages_stay_with_their_time_and_short_ones_go() -> N
     with stages(console, clock) as say:
         for line, seconds in (("checking", 0.2), ("fetching [x]", 65.0), ("writing", 3.0)):
             say(line)
+            say(f"note: about {line}")
             clock.now_s += seconds
     last = text.getvalue().split("\x1b[2K")[-1] + text.getvalue().split("\x1b[2K")[-2]
     assert "✓ fetching [x] 0:01:05" in last
     assert "✓ writing      0:00:03" in last
     assert "checking" not in last
+    assert text.getvalue().count("note: about checking") == 1, "said once, and never erased"
 
 
 def test_an_error_in_a_stage_is_passed_on() -> None:

@@ -20,7 +20,7 @@ help: ## this list
 define install
 @echo "attend: installing packages, which takes minutes the first time (log: $(PIP_LOG))"
 @$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt \
-	--editable '$(1)' >$(PIP_LOG) 2>&1 || { cat $(PIP_LOG) >&2; echo "attend: pip failed, see above" >&2; exit 1; }
+	--editable '.[$(EXTRAS)]' >$(PIP_LOG) 2>&1 || { cat $(PIP_LOG) >&2; echo "attend: pip failed, see above" >&2; exit 1; }
 endef
 
 $(BIN)/python:
@@ -28,12 +28,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Attend needs Python 3.11 or newer; set PYTHON=")'
 	@$(PYTHON) -m venv $(VENV)
 
+$(SERVE_READY): EXTRAS = cpu,export
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,.[cpu,export])
+	$(install)
 	@touch $@
 
+$(DEV_READY): EXTRAS = cpu,export,dev
 $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(call install,.[cpu,export,dev])
+	$(install)
 	@touch $@ $(SERVE_READY)
 
 export: $(SERVE_READY) ## export the default model (a valid bundle is reused)

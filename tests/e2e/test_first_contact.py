@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from model.bundle import Bundle
@@ -96,6 +97,22 @@ def test_two_that_need_the_same_bundle_make_it_once(tmp_path: Path) -> None:
     assert sorted("waiting for another process" in err for _, err in ended) == [False, True]
 
 
+def test_whoever_ends_a_first_start_ends_its_export_too(tmp_path: Path) -> None:
+    """A supervisor knows one process; no other goes on behind its back."""
+    checkpoint = write_tiny_checkpoint(tmp_path / "tiny-llama")
+    command = attend_command("serve", checkpoint, "--standalone", "--cache-dir", tmp_path / "cache")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "reading the weights" not in process.stderr.readline():
+            assert process.poll() is None
+        (export,) = psutil.Process(process.pid).children()
+        process.terminate()
+        rest = process.stderr.read()
+        assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    assert "Traceback" not in rest
+    assert not export.is_running()
+
+
 def test_a_bundle_and_a_variable_name_the_same_model(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways that there are, and two at a time are refused."""
     said = run_attend("generate", "hello", "--model", tiny_bundle.path, *FEW)
@@ -120,7 +137,8 @@ def test_a_prompt_may_come_in_a_pipe(tiny_bundle: Bundle) -> None:
 def test_a_conversation_may_come_in_a_pipe(tiny_bundle: Bundle) -> None:
     """A line is a message; nothing but answers on stdout."""
     first = run_attend("generate", "hello", "--model", tiny_bundle.path, *FEW).stdout
-    for command in (["chat", tiny_bundle.path], ["generate", "--chat", "--model", tiny_bundle.path]):
+    folder = str(tiny_bundle.path)
+    for command in (["chat", folder], ["generate", "--chat", "--model", folder]):
         said = run_attend(*command, *FEW, stdin="hello\nand?\n/exit\nnever\n")
         assert said.returncode == 0, said.stderr
         assert said.stdout.startswith(first)

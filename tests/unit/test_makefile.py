@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MAKE = shutil.which("make")
 WARNING = "WARNING: Location 'file:///mirror/x/' is ignored: it is neither a file nor a directory."
 PYTHON = f"""#!/bin/sh
-echo "Collecting torch"
+echo "Collecting torch with $*"
 echo "{WARNING}" >&2
 echo "ERROR: No matching distribution found for torch" >&2
 exit $PIP_STATUS
@@ -47,7 +47,9 @@ def test_the_first_run_says_a_line_for_each_stage_and_nothing_of_pips(venv: Path
     first, last = result.stdout.splitlines()
     assert first == f"attend: installing packages, which takes minutes the first time (log: {venv}/pip.log)"
     assert last == command
-    assert WARNING in (venv / "pip.log").read_text()
+    log = (venv / "pip.log").read_text()
+    assert WARNING in log
+    assert "--constraint constraints.txt --editable .[cpu,export]\n" in log
 
 
 def test_the_second_run_installs_nothing(venv: Path) -> None:

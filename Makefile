@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CACHE ?= .cache/attend
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_LOG := $(VENV)/pip.log
 TEST_WORKERS ?= 2
 SERVE_READY := $(VENV)/.installed-serve
 DEV_READY := $(VENV)/.installed-dev
@@ -16,23 +16,33 @@ export ATTEND_CACHE_DIR := $(CACHE)
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Attend needs Python 3.11 or newer; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+# One line for a stage that may take minutes; what pip says of mirrors and paths is shown only when it fails.
+define install
+@echo "attend: installing packages, which takes minutes the first time (log: $(PIP_LOG))"
+@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt \
+	--editable '.[$(EXTRAS)]' >$(PIP_LOG) 2>&1 || { cat $(PIP_LOG) >&2; echo "attend: pip failed, see above" >&2; exit 1; }
+endef
 
+$(BIN)/python:
+	@echo "attend: setting up $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Attend needs Python 3.11 or newer; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(SERVE_READY): EXTRAS = cpu,export
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --constraint constraints.txt --editable '.[cpu,export]'
+	$(install)
 	@touch $@
 
+$(DEV_READY): EXTRAS = cpu,export,dev
 $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --constraint constraints.txt --editable '.[cpu,export,dev]'
+	$(install)
 	@touch $@ $(SERVE_READY)
 
 export: $(SERVE_READY) ## export the default model (a valid bundle is reused)
-	$(BIN)/attend export default
+	@$(BIN)/attend export default
 
-serve: export ## set up, export the default model when missing, serve on 127.0.0.1:8000 under Ray Serve
-	exec $(BIN)/attend serve
+serve: $(SERVE_READY) ## set up, export the default model when missing, serve on 127.0.0.1:8000 under Ray Serve
+	@exec $(BIN)/attend serve
 
 # Tests that compute with the default model for long use all cores and run by themselves; the others two modules at a time.
 test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in one process)

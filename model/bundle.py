@@ -9,14 +9,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig, UnsupportedModelError
+from model.errors import UserError
 
 FORMAT_VERSION = 2
+EXPORTER_KEY = "attend_exporter"  # in a manifest's `exporter`
+EXPORTER_VERSION = "3"  # raise it when the same weights give another graph: older bundles are then made again
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 EXTERNAL_DATA_NAME = "model.onnx.data"
@@ -41,7 +44,7 @@ def present_name(past_name: str) -> str:
     return past_name.replace("past_", "present_")
 
 
-class BundleError(ValueError):
+class BundleError(UserError, ValueError):
     """A bundle that must not be served; the message is one line: what is wrong and what to do."""
 
 
@@ -162,10 +165,17 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the only right to write a folder, across processes; `NAME.lock` beside it stays."""
+def locked(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold the only right to write a folder, across processes; `NAME.lock` beside it stays.
+
+    say: called with a line if another process holds it and this one has to wait.
+    """
     with folder.with_name(folder.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process, which is writing {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

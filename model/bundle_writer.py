@@ -16,6 +16,8 @@ import numpy as np
 
 from model.bundle import (
     CHAT_TEMPLATE_NAME,
+    EXPORTER_KEY,
+    EXPORTER_VERSION,
     EXTERNAL_DATA_NAME,
     GRAPH_NAME,
     MANIFEST_NAME,
@@ -38,17 +40,17 @@ from model.checkpoint import (
     resolve_source,
     source_files,
 )
+from model.errors import UserError
 from model.gguf_file import FourBitBlocks
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, PRODUCT_PARTS, ROTATED_PRECISIONS, weight_name
 from model.tokenizer import Tokenizer
 
-EXPORTER_VERSION = "3"  # raise it when the same weights give another graph: older bundles are then made again
 DEVICES = ("cpu",)
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
 Say = Callable[[str], None]
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """The export cannot be done as asked; the message is one line."""
 
 
@@ -94,7 +96,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
     if not out.name:
         raise ExportError(f"{out} cannot be a bundle; name a folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with locked(out, say):
         path = resolve_source(request.source, cache_dir, say)
         say("checking the source and any bundle already there")
         sources = source_files(path)
@@ -186,7 +188,7 @@ def _write_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
 
 def _exporter() -> dict[str, str]:
     """Which code made the bundle: the same values from the same sources give the same graph."""
-    return {"attend_exporter": EXPORTER_VERSION, "torch": version("torch").split("+")[0]}
+    return {EXPORTER_KEY: EXPORTER_VERSION, "torch": version("torch").split("+")[0]}
 
 
 def _reusable(request: ExportRequest, sources: tuple[SourceFile, ...]) -> Bundle | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import minijinja
 
+from model.errors import UserError
+
 TOOLS_INSTRUCTION = (
     "You may call functions to answer. To call one, write\n"
     '<tool_call>\n{{"name": "FUNCTION", "arguments": {{…}}}}\n</tool_call>\n'
@@ -20,7 +22,7 @@ CUT_MARK = "<continue from here>"
 FUEL = 1_000_000  # template instructions; a 1,000-message conversation takes a few tens of thousands
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UserError, ValueError):
     """The template is broken, or refuses these messages; the message is one line."""
 
 

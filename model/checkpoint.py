@@ -18,6 +18,7 @@ import numpy as np
 
 from model.bundle import file_sha256
 from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
+from model.errors import UserError
 from model.gguf_file import FourBitBlocks, read_four_bit_blocks, read_gguf_file
 from model.tokenizer import Tokenizer, TokenizerError
 
@@ -31,7 +32,7 @@ HUB_PREFIX = "hf:"
 INDEX_NAME = "model.safetensors.index.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A source that cannot be read; the message is one line that names the file and what is wrong."""
 
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model.errors import UserError
+
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 SCALING_KINDS = ("none", "linear", "llama3")
 ROTARY_HEAD_MULTIPLE = 16  # GroupQueryAttention's rotary kernel takes head sizes that are multiples of this
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError, ValueError):
     """The checkpoint is readable but describes a model that Attend cannot export."""
 
 

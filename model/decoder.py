@@ -33,13 +33,14 @@ from model.bundle import (
     present_name,
 )
 from model.config import ModelConfig
+from model.errors import UserError
 from model.kv_cache import KVCache
 
 FATAL = 4  # onnxruntime's log severity
 ERROR = 3
 
 
-class DecoderError(RuntimeError):
+class DecoderError(UserError, RuntimeError):
     """The ONNX session could not be created or a run failed; the message is one line."""
 
 

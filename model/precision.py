@@ -1,7 +1,10 @@
 """The names that precisions share with the graph, apart from the code that makes them (which needs onnx)."""
 
-PRECISION_NAMES = ("fp32", "int8", "w8a8", "int4")
-DEFAULT_PRECISION = "w8a8"
+from typing import Literal, get_args
+
+PrecisionName = Literal["fp32", "int8", "w8a8", "int4"]
+PRECISION_NAMES: tuple[str, ...] = get_args(PrecisionName)
+DEFAULT_PRECISION: PrecisionName = "w8a8"
 ROTATED_PRECISIONS = frozenset({"w8a8"})  # one scale for a whole row needs rows without outliers: model/rotation.py
 
 PRODUCT_PARTS = {  # a layer's weights in the order of use -> what a checkpoint has of each, stacked in this order

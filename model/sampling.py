@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from model.errors import UserError
+
 MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20
 MAX_PENALTY = 2.0
@@ -34,7 +36,7 @@ class TokenConstraint(Protocol):
         ...
 
 
-class InvalidSamplingError(ValueError):
+class InvalidSamplingError(UserError, ValueError):
     """A parameter out of its range, or several that contradict each other. `param` names the field at fault."""
 
     def __init__(self, message: str, param: str) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from model.errors import UserError
+
 REPLACEMENT = "\ufffd"
 MAX_HELD_TOKENS = 12  # more than any character has
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell single bytes
@@ -24,7 +26,7 @@ def _byte_of_character() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_of_character()
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError, ValueError):
     """tokenizer.json cannot be read; the message is one line."""
 
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from service.ports import ServeError, check_port
+from service.ports import ServeError, base_url, check_port
 from service.processes import StopSignals, adopt_orphans, descendants, end_leftovers, in_background, output_to
 from service.ray_environment import HAPROXY_PATH_VARIABLE, local_environment, serve_environment
 from service.replica import AppBuilder, Replica
@@ -137,8 +137,7 @@ class _Cluster:
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        return f"http://{host}:{self._settings.port}"
+        return base_url(self._settings.host, self._settings.port)
 
     @property
     def size(self) -> str:
@@ -399,7 +398,13 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def serve_cluster(settings: Settings, *, build: AppBuilder = build_default_app, num_gpus: float = 0.0) -> int:
+def serve_cluster(
+    settings: Settings,
+    *,
+    build: AppBuilder = build_default_app,
+    num_gpus: float = 0.0,
+    started_s: float | None = None,
+) -> int:
     """Serve `settings.replicas` copies of the app behind HAProxy until SIGTERM or Ctrl-C; return the exit status.
 
     The first signal drains: new requests get 503, running ones finish. A second one stops at once. Everything started
@@ -409,6 +414,7 @@ def serve_cluster(settings: Settings, *, build: AppBuilder = build_default_app, 
         settings: what to serve, where, and how many copies.
         build: makes the app, in the replica; must be picklable (a function of an importable module is).
         num_gpus: GPUs that each replica reserves; a fraction shares one.
+        started_s: monotonic seconds when the start began, for the ready line; by default now.
 
     Returns:
         0 after a drain, 1 when serving could not start or go on (one line on stderr says why), 128 + the signal's
@@ -424,13 +430,14 @@ def serve_cluster(settings: Settings, *, build: AppBuilder = build_default_app, 
     # Ray's and HAProxy's Unix sockets lie 80 bytes deeper, and their paths end at 107.
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 10 else "/tmp"  # noqa: S108 - a private folder in it
     directory = Path(tempfile.mkdtemp(prefix="attend-", dir=parent))
-    status, has_news = _run(_Cluster(settings, directory, num_gpus=num_gpus), build)
+    started_s = time.monotonic() if started_s is None else started_s
+    status, has_news = _run(_Cluster(settings, directory, num_gpus=num_gpus), build, started_s)
     if not has_news:
         shutil.rmtree(directory, ignore_errors=True)
     return status
 
 
-def _run(cluster: "_Cluster", build: AppBuilder) -> tuple[int, bool]:
+def _run(cluster: "_Cluster", build: AppBuilder, started_s: float) -> tuple[int, bool]:
     """Run a cluster from start to end; return the exit status and whether its logs are worth keeping."""
     foreign = set(descendants())
     adopt_orphans()
@@ -438,7 +445,7 @@ def _run(cluster: "_Cluster", build: AppBuilder) -> tuple[int, bool]:
     with output_to(cluster.directory / "driver.log") as (out, err):
         try:
             signals.install()
-            _serve(cluster, build, signals, out)
+            _serve(cluster, build, signals, out, started_s)
             status, has_news = 0, False
         except KeyboardInterrupt:
             status, has_news = 128 + signals.last, False
@@ -454,11 +461,12 @@ def _run(cluster: "_Cluster", build: AppBuilder) -> tuple[int, bool]:
     return status, has_news
 
 
-def _serve(cluster: "_Cluster", build: AppBuilder, signals: "StopSignals", out: TextIO) -> None:
+def _serve(cluster: "_Cluster", build: AppBuilder, signals: "StopSignals", out: TextIO, started_s: float) -> None:
     """Start, announce, wait for the first signal, drain, stop; a signal in any other phase interrupts it."""
     cluster.start(build, signals)
     try:
-        print(f"attend: ready at {cluster.url} ({cluster.size})", file=out, flush=True)
+        duration_s = time.monotonic() - started_s
+        print(f"attend: ready at {cluster.url} ({cluster.size}) in {duration_s:.1f} s", file=out, flush=True)
         cluster.wait()
     except KeyboardInterrupt:
         print("attend: stopping when running requests have finished; Ctrl-C again stops at once", file=out, flush=True)

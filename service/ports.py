@@ -6,8 +6,10 @@ Separate because both servers, with Ray and without, refuse a port in use before
 import errno
 import socket
 
+from model.errors import UserError
 
-class ServeError(Exception):
+
+class ServeError(UserError):
     """Serving cannot start or cannot go on. The message is one line for the operator.
 
     `is_unexpected`: the message is Ray's, not ours, so its logs are kept and named.
@@ -16,6 +18,11 @@ class ServeError(Exception):
     def __init__(self, message: str, *, is_unexpected: bool = False) -> None:
         super().__init__(message)
         self.is_unexpected = is_unexpected
+
+
+def base_url(host: str, port: int) -> str:
+    """Where clients reach a service that listens on `host:port`."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def free_ports(count: int) -> list[int]:

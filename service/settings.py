@@ -4,6 +4,7 @@ The only reader of the environment (``ATTEND_*``); the command line passes the s
 Kept apart so that every other module takes plain values and can be tested without an environment.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,25 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.precision import DEFAULT_PRECISION, PrecisionName
+
 PREFIX = "ATTEND_"
+HOME_FOLDER = Path(__file__).resolve().parents[1]  # of the code: a checkout, or where packages are installed
+
+
+def default_cache_dir(environment: Mapping[str, str] | None = None, code: Path = HOME_FOLDER) -> Path:
+    """`.cache/attend` of the checkout that the code lies in; without one the user's own cache folder.
+
+    That is `$XDG_CACHE_HOME/attend` (if absolute, as the XDG base directory specification asks) or `~/.cache/attend`;
+    for a user without a home, as in some containers, `.cache/attend` below the current folder.
+    """
+    variables = os.environ if environment is None else environment
+    if (code / "pyproject.toml").is_file() and (code / "Makefile").is_file():
+        return code / ".cache/attend"
+    given, home = Path(variables.get("XDG_CACHE_HOME", "")), Path(variables.get("HOME", ""))
+    if given.is_absolute():
+        return given / "attend"
+    return home / ".cache/attend" if home.is_absolute() else Path(".cache/attend")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -25,11 +44,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
+    source: str | None = Field(
+        default=None,
+        description="Model to serve: `default`, a Hugging Face folder, a .gguf file, hf:org/name, or a bundle folder.",
+    )
     bundle: Path | None = Field(
-        default=None, description="Bundle folder written by `attend export`; unset: the default model's bundle."
+        default=None, description="Bundle folder written by `attend export`, instead of a source."
+    )
+    precision: PrecisionName | None = Field(
+        default=None, description=f"Precision to export the source at; unset: {DEFAULT_PRECISION}."
     )
     cache_dir: Path = Field(
-        default=Path(".cache/attend"), description="Where downloads, default bundles and prepared graphs are kept."
+        default_factory=default_cache_dir, description="Folder of downloads, exported bundles and prepared graphs."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")

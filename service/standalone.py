@@ -13,23 +13,26 @@ from fastapi import FastAPI
 
 from service.app import Runtime, build_app
 from service.http_protocol import GuardedProtocol
-from service.ports import check_port
+from service.ports import base_url, check_port
 from service.settings import Settings
 
 DRAIN_POLL_S = 0.05
 LAST_BYTES_S = 5.0  # for answers to be written once their requests have ended
 
 
-def serve_standalone(settings: Settings) -> int:
+def serve_standalone(settings: Settings, started_s: float | None = None) -> int:
     """Serve until a signal; returns the process's exit status.
+
+    started_s: monotonic seconds when the start began, for the ready line; by default now.
 
     Raises:
         ServeError: the port cannot be used.
         BundleError, DecoderError: the model cannot be served.
     """
+    started_s = time.monotonic() if started_s is None else started_s
     check_port(settings.host, settings.port)
     app = build_app(settings)
-    server = _DrainingServer(app, settings)
+    server = _DrainingServer(app, settings, started_s)
     server.run()
     if not server.started:
         return 1
@@ -39,7 +42,7 @@ def serve_standalone(settings: Settings) -> int:
 class _DrainingServer(uvicorn.Server):
     """A uvicorn server that keeps answering while it drains: new requests get 503, running ones finish."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, started_s: float) -> None:
         config = uvicorn.Config(
             app,
             settings.host,
@@ -52,6 +55,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._runtime: Runtime = app.state.runtime
         self._settings = settings
+        self._started_s = started_s
         self._is_draining = False
         self._drain_task: asyncio.Task[None] | None = None
         self.stopped_at_once_by = 0  # the second signal's number
@@ -60,7 +64,8 @@ class _DrainingServer(uvicorn.Server):
         """Start listening, then say so in one line."""
         await super().startup(sockets)
         if self.started:
-            print(f"attend: ready at http://{self._settings.host}:{self._settings.port} (standalone)", flush=True)
+            url, duration_s = base_url(self._settings.host, self._settings.port), time.monotonic() - self._started_s
+            print(f"attend: ready at {url} (standalone) in {duration_s:.1f} s", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain, then stop. Second: stop at once. Before the start is complete: uvicorn's own way."""

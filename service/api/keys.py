@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.errors import UserError
 from service.settings import Settings
 
 KEYS_SETTING, FILE_SETTING = "ATTEND_API_KEYS", "ATTEND_API_KEYS_FILE"
@@ -22,7 +23,7 @@ SCHEME = b"bearer"
 Entry = tuple[str, str]  # where it stands, for messages; `KEY` or `NAME:KEY`
 
 
-class KeyRingError(ValueError):
+class KeyRingError(UserError, ValueError):
     """Keys that cannot be used. One line for the operator, which says where and never what."""
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from model.bundle import open_bundle
 from model.decoder import Decoder
+from model.errors import UserError
 from model.kv_cache import KVCache
 from model.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ TIMED_ROUNDS = 9
 DECODES_A_ROUND = 4
 
 
-class BenchError(ValueError):
+class BenchError(UserError, ValueError):
     """A measurement that cannot be made; the message is one line."""
 
 

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from model.errors import UserError
 from service.engine.request import Request
 
 CONTEXT_EXCEEDED = "context_length_exceeded"
 MAX_PROMPT_LOGPROBS = 20
 
 
-class InvalidRequestError(ValueError):
+class InvalidRequestError(UserError, ValueError):
     """A request that can never run. `param` names the field at fault, `code` the fault, for programs."""
 
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:

@@ -52,11 +52,6 @@ def test_serving_without_a_bundle_says_how_to_make_one(tmp_path: Path, mode: lis
     assert_one_line(result, "no bundle at", "attend export")
 
 
-def test_serving_before_any_export_says_what_to_run(tmp_path: Path) -> None:
-    """An empty cache."""
-    assert_one_line(run_attend("serve", "--cache-dir", tmp_path), "attend export default")
-
-
 @pytest.mark.parametrize("mode", [["--standalone"], []])
 @pytest.mark.parametrize(("fault", "part"), [("version", "format version 99"), ("flipped byte", "is damaged")])
 def test_a_bad_bundle_is_not_served(
@@ -108,10 +103,9 @@ def test_an_unreadable_checkpoint_is_one_line(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_export_without_a_target_or_with_an_unknown_choice_is_one_line(tmp_path: Path) -> None:
-    """--out, --precision and --device."""
+def test_an_export_with_an_unknown_choice_is_one_line(tmp_path: Path) -> None:
+    """--precision and --device."""
     folder = write_tiny_checkpoint(tmp_path / "tiny")
-    assert_one_line(run_attend("export", folder), "--out is missing")
     assert_one_line(run_attend("export", folder, "--out", tmp_path / "x", "--precision", "int3"), "fp32 or int8")
     assert_one_line(run_attend("export", folder, "--out", tmp_path / "x", "--device", "tpu"), "'tpu'")
 

@@ -6,6 +6,7 @@ A server is this file run as a program (see the end), so that signals, exit stat
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -199,7 +200,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 @pytest.mark.ray
 def test_normal_start_prints_one_line(server: Server) -> None:
     """The operator sees where to connect, and nothing of Ray."""
-    assert server.stdout == f"attend: ready at {server.url} (2 replicas)\n"
+    assert re.fullmatch(rf"attend: ready at {server.url} \(2 replicas\) in \d+\.\d s\n", server.stdout)
 
 
 @pytest.mark.ray

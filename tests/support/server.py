@@ -75,10 +75,10 @@ def running_server(*arguments: str | Path, cwd: Path | None = None) -> Iterator[
             process.stdout.close()
 
 
-def run_attend(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+def run_attend(*arguments: str | Path, stdin: str = "", timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run an `attend` command to its end."""
     command: Sequence[str] = attend_command(*arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def _read_lines(server: Server) -> None:

@@ -76,6 +76,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Bundle folder; for `default` it may be left out.")] = None,
     precision: Annotated[str, typer.Option(help=f"One of: {', '.join(PRECISION_NAMES)}.")] = DEFAULT_PRECISION,
     device: Annotated[str, typer.Option(help="Where the bundle will run: cpu.")] = "cpu",
+    model_id: Annotated[str | None, typer.Option(help="Name to serve it under; default: from SOURCE.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another bundle in the folder.")] = False,
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
@@ -86,7 +87,7 @@ def export(
     if out is None and source != DEFAULT_SOURCE:
         _fail("--out is missing; name the folder that the bundle is written to")
     target = out or default_bundle_path(cache_dir, precision)
-    request = ExportRequest(source, target, precision, device, force=force)
+    request = ExportRequest(source, target, precision, device, model_id, force=force)
     with _stages() as say:
         bundle = export_bundle(request, cache_dir, say)
     size_mb = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6

@@ -99,9 +99,9 @@ def deadline_passed() -> ApiError:
     return ApiError(408, message, "timeout", code="deadline", headers=headers)
 
 
-def unknown_model(given: str, served: str) -> ApiError:
-    """Another model id than the one served."""
-    message = f"model {_shorten(given)!r} is not served here; served: {served!r}"
+def unknown_model(given: str, served: Sequence[str]) -> ApiError:
+    """Another model id than those served."""
+    message = f"model {_shorten(given)!r} is not served here; served: {', '.join(map(repr, served))}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 

@@ -76,22 +76,25 @@ def resolve_source(source: str, cache_dir: Path, say: Callable[[str], None] = la
     if source.startswith(HUB_PREFIX):
         say(f"fetching {source} from the hub")
         return _hub_snapshot(source.removeprefix(HUB_PREFIX))
-    path = Path(source).expanduser()
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # such as a name longer than the system allows
+    hint = "give `default`, a Hugging Face folder, a .gguf file or hf:organisation/name"
+    with contextlib.suppress(OSError, RuntimeError):  # such as a name longer than the system allows
+        path = Path(source).expanduser()
         if path.is_dir():
             return _hub_cache_snapshot(path)
         if path.is_file() and path.suffix == ".gguf":
             return path
         if path.is_file() and ".gguf" in path.name:
-            raise CheckpointError(f"{path} is a piece of a .gguf file; join the pieces with `cat` into one .gguf file")
-    raise CheckpointError(
-        f"cannot read {source!r}; give `default`, a Hugging Face folder, a .gguf file or hf:organisation/name"
-    )
+            hint = "it is a piece of a .gguf file; join the pieces with `cat` into one .gguf file"
+        if path.is_file() and path.suffix in (".safetensors", ".json"):
+            hint = "it is one file of a checkpoint; give the folder that holds them all"
+    raise CheckpointError(f"cannot read {source!r}; {hint}")
 
 
 def source_name(source: str) -> str | None:
     """The id that SOURCE itself gives: the name in `hf:org/name`; None where the files say more."""
-    return source.rstrip("/").rpartition("/")[2].lower() if source.startswith(HUB_PREFIX) else None
+    if not source.startswith(HUB_PREFIX):
+        return None
+    return source.removeprefix(HUB_PREFIX).rstrip("/").rpartition("/")[2].lower()
 
 
 def source_files(path: Path) -> tuple[SourceFile, ...]:

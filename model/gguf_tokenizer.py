@@ -49,16 +49,17 @@ def named_tokens(fields: Fields) -> dict[str, str]:
 
 
 def end_token_ids(fields: Fields) -> tuple[int, ...]:
-    """The ids called eos, eot and eom; where none is called eot, the end of a turn that is spelled like one.
+    """The ids called eos, eot and eom; where none is called eot, also every token that is spelled like an end of turn.
 
     Raises:
         UnsupportedModelError: one of them is outside the vocabulary.
     """
-    ids = {name: _token_id(fields, name) for name in ("eos", "eot", "eom")}
-    if ids["eot"] is None:
+    eos, eot, eom = (_token_id(fields, name) for name in ("eos", "eot", "eom"))
+    spelled: list[int] = []
+    if eot is None:
         tokens = list(fields.need("tokenizer.ggml.tokens"))
-        ids["eot"] = next((tokens.index(text) for text in TURN_ENDS if text in tokens), None)
-    return tuple(dict.fromkeys(token_id for token_id in ids.values() if token_id is not None))
+        spelled = [tokens.index(text) for text in TURN_ENDS if text in tokens]
+    return tuple(dict.fromkeys(token_id for token_id in (eos, eot, *spelled, eom) if token_id is not None))
 
 
 def added_ends(fields: Fields, named: dict[str, str]) -> AddedEnds:

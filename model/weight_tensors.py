@@ -64,8 +64,9 @@ def check_tensors(config: ModelConfig, stored: Iterable[StoredTensor]) -> None:
     expected = _expected_shapes(config)
     _refuse_unknown([tensor for name, tensor in found.items() if name not in expected])
     _refuse_missing([name for name in expected if name not in found and not _may_be_absent(name, config, found)])
-    for name, tensor in found.items():
-        _check_one(tensor, expected[name])
+    for name, shape in expected.items():
+        if name in found:
+            _check_one(found[name], shape)
 
 
 def settle_head(
@@ -117,9 +118,7 @@ def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _may_be_absent(name: str, config: ModelConfig, found: Mapping[str, StoredTensor]) -> bool:
     """Whether the other of a tied pair does instead."""
-    if not config.tie_word_embeddings or name not in (EMBEDDING, HEAD):
-        return False
-    return (HEAD if name == EMBEDDING else EMBEDDING) in found
+    return config.tie_word_embeddings and (name == HEAD or (name == EMBEDDING and HEAD in found))
 
 
 def _refuse_unknown(unknown: list[StoredTensor]) -> None:

@@ -271,7 +271,7 @@ app.command()(_with_settings_options(serve))
 
 @contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
-    """Show the current stage: a spinner on a terminal, a line each elsewhere."""
+    """Show the current stage: a spinner on a terminal, a line each elsewhere. Notes stay on the screen."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda line: print(line, file=sys.stderr, flush=True)
@@ -279,7 +279,14 @@ def _stages() -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
-        yield lambda line: progress.update(task, description=line)
+
+        def show(line: str) -> None:
+            if line.startswith("note: "):
+                progress.console.print(line, markup=False, highlight=False)
+            else:
+                progress.update(task, description=line)
+
+        yield show
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:

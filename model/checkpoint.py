@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from model.bundle import file_sha256
 from model.checkpoint_error import CheckpointError as CheckpointError  # noqa: PLC0414 - exported: others look here
-from model.checkpoint_error import reason
+from model.checkpoint_error import pointer_hint, reason
 from model.config import ModelConfig, UnsupportedModelError
 from model.ends import Speech, settle_ends
 from model.gguf_file import FourBitBlocks, read_four_bit_blocks, read_gguf_file
@@ -199,7 +199,7 @@ def _gguf_content(path: Path) -> SourceContent:
     except UnsupportedModelError:
         raise
     except Exception as error:  # a damaged file makes gguf and tokenizers raise many unrelated types
-        raise CheckpointError(f"cannot read {path} as GGUF: {reason(error)}") from error
+        raise CheckpointError(f"cannot read {path} as GGUF: {pointer_hint(path) or reason(error)}") from error
 
 
 def _settled(content: SourceContent, model_id: str, sources: tuple[SourceFile, ...]) -> Checkpoint:

@@ -45,7 +45,7 @@ def settle_ends(stated: Sequence[int], eos_texts: Mapping[str, str], speech: Spe
     eos_texts: by the name of the file that names it.
 
     Raises:
-        UnsupportedModelError: the model chats and has no end at all.
+        UnsupportedModelError: the model chats and has no end at all, or its template writes tokens that it lacks.
     """
     ids, notes = list(stated), []
     for where, text in eos_texts.items():
@@ -81,6 +81,7 @@ def _turn_end(speech: Speech) -> int | None:
         template = ChatTemplate(speech.chat_template, speech.special_tokens)
     except ChatTemplateError:
         return None  # whoever checks the template says so
+    named_bos = speech.tokenizer.token_to_id(speech.special_tokens.get("bos_token", ""))
     for conversation in (*CONVERSATIONS, FOLLOWED):
         try:
             rendered = template.render(
@@ -88,11 +89,23 @@ def _turn_end(speech: Speech) -> int | None:
             )
         except ChatTemplateError:  # it wants other roles
             continue
+        _refuse_strange_tokens(rendered, speech)
         found = _first_special(rendered.rpartition(ANSWER)[2], speech) if ANSWER in rendered else None
         opener = _last_special(rendered.partition(QUESTION)[0], speech) if conversation is FOLLOWED else None
-        if found not in (None, speech.bos_token_id, opener):
+        if found not in (None, speech.bos_token_id, named_bos, opener):
             return found
     return None
+
+
+def _refuse_strange_tokens(rendered: str, speech: Speech) -> None:
+    """Refuse a template that writes tokens which the model has no embedding for: no chat could be computed."""
+    ids = speech.tokenizer.encode(rendered, add_special_tokens=False).ids
+    strange = next((token_id for token_id in ids if token_id >= speech.vocab_size), None)
+    if strange is not None:
+        raise UnsupportedModelError(
+            f"the chat template writes {speech.tokenizer.id_to_token(strange)!r} ({strange}), but the model's "
+            f"vocabulary has {speech.vocab_size} tokens; the tokenizer and the weights must be of one model"
+        )
 
 
 def _first_special(text: str, speech: Speech) -> int | None:

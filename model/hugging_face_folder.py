@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_error import CheckpointError, reason
+from model.checkpoint_error import CheckpointError, reason, way_out
 from model.config import config_from_hugging_face
 from model.source_content import SourceContent
 from model.special_tokens import AddedEnds, special_tokens
@@ -97,7 +97,7 @@ def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; a Hugging Face folder must hold it") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {reason(error)}; {way_out(path)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value

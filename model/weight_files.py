@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from model.checkpoint_error import CheckpointError, reason
+from model.checkpoint_error import CheckpointError, reason, way_out
 from model.config import UnsupportedModelError
 from model.weight_tensors import HARMLESS, UNQUANTISED, StoredTensor
 
@@ -89,7 +89,7 @@ def weight_files(folder: Path, index: Mapping[str, Any]) -> tuple[list[Path], li
         names = [file.name for file in present if not file.name.startswith("consolidated")]
         _check_complete(folder, names)
     if not names:
-        advice = other_format(folder) or f"give a folder with {WHOLE_NAME}"
+        advice = other_format(folder) or f"give one with {WHOLE_NAME} (pickles are neither fetched nor opened)"
         raise CheckpointError(f"{folder} holds no .safetensors file of a model that transformers reads; {advice}")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -115,7 +115,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
                 if not HARMLESS.search(name)
             ]
     except Exception as error:  # safetensors raises many unrelated types
-        raise CheckpointError(f"cannot read {file}: {reason(error)}; fetch it again") from error
+        raise CheckpointError(f"cannot read {file}: {reason(error)}; {way_out(file)}") from error
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -132,7 +132,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
                 if not HARMLESS.search(name):
                     yield plain_name(name), content.get_tensor(name).float().numpy()
     except Exception as error:  # safetensors and torch raise many unrelated types
-        raise CheckpointError(f"cannot read {file}: {reason(error)}; fetch it again") from error
+        raise CheckpointError(f"cannot read {file}: {reason(error)}; {way_out(file)}") from error
 
 
 def plain_name(name: str) -> str:

@@ -63,7 +63,7 @@ def test_a_chat_of_a_split_gguf_ends_at_its_eot(tmp_path: Path) -> None:
     first = len(gguf_vocabulary())
     config = tiny_config_json(vocab_size=first + 2)
     more = {"<|im_start|>": TokenType.CONTROL, "<|im_end|>": TokenType.CONTROL}
-    extra = {"tokenizer.chat_template": CHATML, "tokenizer.ggml.eot_token_id": first + 1}
+    extra: dict[str, Any] = {"tokenizer.chat_template": CHATML, "tokenizer.ggml.eot_token_id": first + 1}
     tensors = tiny_tensors(config)
     write_tiny_gguf(tmp_path / "Tiny.gguf", config, tensors, extra=extra, more_tokens=more, split_max_tensors=8)
     bundle, notes = export(tmp_path / "Tiny-00002-of-00003.gguf", tmp_path / "bundle")

@@ -65,8 +65,8 @@ def write_tiny_gguf(
     """Write the GGUF equivalent of a config.json and its tensors (by Hugging Face name), and return its path.
 
     without: one metadata key to leave out. extra: metadata to add or replace. tensor_type: of the matrices.
-    more_tokens: behind the tiny vocabulary. more_tensors: by GGUF's own names. split_max_tensors: write parts of at most
-    so many, named after the path.
+    more_tokens: behind the tiny vocabulary. more_tensors: by GGUF's own names. split_max_tensors: write parts of at
+    most so many, named after the path.
     """
     writer = GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     end_id = gguf_vocabulary().index(END_TOKEN)

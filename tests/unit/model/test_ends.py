@@ -103,7 +103,6 @@ def test_the_templates_own_end_of_turn_becomes_an_end_and_is_said(tmp_path: Path
 def test_nothing_but_an_end_of_turn_is_added(tmp_path: Path, template: str, changes: dict[str, Any]) -> None:
     """A start token, a newline or the next turn's opening must not cut answers short."""
     folder = write_chatting_checkpoint(tmp_path / "m", IM_START, IM_END, chat_template=template, **changes)
-    edit_json(folder / "config.json", bos_token_id=257 if "bos_token" in changes else None)
     read = read_checkpoint(folder)
     assert set(read.config.eos_token_ids) == {256, 258 if "eos_token" in changes else 256}
     assert read.notes == ()
@@ -160,6 +159,18 @@ def test_an_eos_text_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
     read = read_checkpoint(folder)
     assert read.config.eos_token_ids == (256,)
     assert read.notes == ("tokenizer_config.json's eos_token '</s>' is not in the vocabulary of 257; it ends nothing",)
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_BETWEEN, NEEDS_SYSTEM, WITH_DEFAULT_SYSTEM, NO_OPENER])
+def test_a_template_whose_tokens_the_model_lacks_is_refused(tmp_path: Path, template: str) -> None:
+    """Tokens added to the tokenizer and not to the weights: every chat would fail."""
+    folder = write_chatting_checkpoint(tmp_path / "m", IM_START, IM_END, chat_template=template)
+    write_tiny_checkpoint(tmp_path / "small")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "small" / name).replace(folder / name)
+    with pytest.raises(UnsupportedModelError, match=r"but the model's vocabulary has 257 tokens") as caught:
+        read_checkpoint(folder)
+    one_line(caught.value)
 
 
 MORE = {"<|end_of_text|>": TokenType.CONTROL, "<|eot_id|>": TokenType.CONTROL, "<|eom_id|>": TokenType.CONTROL}
@@ -224,11 +235,11 @@ def test_a_gguf_that_chats_without_any_end_is_refused(tmp_path: Path) -> None:
     """No eos, no eot, no spelling and none in the template."""
     template = {"tokenizer.chat_template": "{{ messages[0].content }}"}
     renamed = {"<done>": TokenType.CONTROL}
+    config = tiny_config_json(vocab_size=FIRST + 1)
+    file = write_tiny_gguf(
+        tmp_path / "m.gguf", config, tiny_tensors(config), extra=template, more_tokens=renamed, without=key("eos")
+    )
+    file.write_bytes(file.read_bytes().replace(b"<|end|>", b"<|xyz|>"))
     with pytest.raises(UnsupportedModelError, match="never end") as caught:
-        config = tiny_config_json(vocab_size=FIRST + 1)
-        file = write_tiny_gguf(
-            tmp_path / "m.gguf", config, tiny_tensors(config), extra=template, more_tokens=renamed, without=key("eos")
-        )
-        file.write_bytes(file.read_bytes().replace(b"<|end|>", b"<|xyz|>"))
         read_checkpoint(file)
     one_line(caught.value)

@@ -212,9 +212,19 @@ def test_a_file_cut_short_is_named(tmp_path: Path, shard: str, damage: Callable[
     assert "fetch it again" in line
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json", "model.gguf", "generation_config.json"])
+def test_a_git_lfs_pointer_is_told_to_be_one(tmp_path: Path, name: str) -> None:
+    """Cloned without git-lfs: a few lines of text in the place of the file."""
+    folder = write_tiny_checkpoint(tmp_path / "m")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 269060552\n")
+    with pytest.raises(CheckpointError, match="git lfs pull") as caught:
+        read_checkpoint(folder / name if name.endswith(".gguf") else folder)
+    assert name in one_line(caught.value)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", None])
 def test_a_folder_with_a_slow_tokenizer_only_is_told_how_to_convert_it(tmp_path: Path, name: str | None) -> None:
-    """transformers writes a tokenizer.json from any of them."""
+    """The library transformers writes a tokenizer.json from any of them."""
     folder = write_tiny_checkpoint(tmp_path / "m")
     (folder / "tokenizer.json").unlink()
     if name:

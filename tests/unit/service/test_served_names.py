@@ -1,6 +1,7 @@
 """Names that a model is served under: every listed one is accepted and listed, answers say the first."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,7 +12,7 @@ from tests.support.fake_decoder import FakeDecoder
 from tests.support.fake_service import MODEL_ID, fake_app
 
 NAMES = ("tiny", "org/tiny", "gpt-4o-mini")
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/v1/responses": {"input": "hi", "max_output_tokens": 2},

@@ -19,7 +19,8 @@ from model.errors import UserError
 
 FORMAT_VERSION = 2
 EXPORTER_KEY = "attend_exporter"  # in a manifest's `exporter`
-EXPORTER_VERSION = "3"  # raise it when the same weights give another graph: older bundles are then made again
+# Raise it when the same source gives another graph, tokenizer or ends: older bundles are then made again.
+EXPORTER_VERSION = "4"
 MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 EXTERNAL_DATA_NAME = "model.onnx.data"

@@ -39,15 +39,18 @@ from model.checkpoint import (
     read_checkpoint,
     resolve_source,
     source_files,
+    source_name,
 )
 from model.errors import UserError
 from model.gguf_file import FourBitBlocks
+from model.model_name import model_id_fault
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, PRODUCT_PARTS, ROTATED_PRECISIONS, weight_name
 from model.tokenizer import Tokenizer
 
 DEVICES = ("cpu",)
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
 Say = Callable[[str], None]
+NOTE = "note: "  # how a line begins that is to stay on the screen
 
 
 class ExportError(UserError, ValueError):
@@ -69,12 +72,15 @@ class ExportRequest:
         """Refuse unknown choices.
 
         Raises:
-            ExportError: a precision or device that does not exist.
+            ExportError: a precision or device that does not exist, or a model id that clients could not send.
         """
         if self.precision not in PRECISION_NAMES:
             raise ExportError(f"precision {self.precision!r} does not exist; choose {' or '.join(PRECISION_NAMES)}")
         if self.device not in DEVICES:
             raise ExportError(f"device {self.device!r} is not offered by this release; choose {' or '.join(DEVICES)}")
+        fault = None if self.model_id is None else model_id_fault(self.model_id)
+        if fault is not None:
+            raise ExportError(fault)
 
 
 def default_bundle_path(cache_dir: Path, precision: str = DEFAULT_PRECISION) -> Path:
@@ -125,7 +131,9 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     from model.transformer import load_transformer
 
     say("reading the weights")
-    checkpoint = read_checkpoint(path, request.model_id, sources)
+    checkpoint = read_checkpoint(path, request.model_id or source_name(request.source), sources)
+    for note in checkpoint.notes:
+        say(NOTE + note)
     say(f"tracing {checkpoint.config.num_layers} layers to ONNX (licence of the weights: {checkpoint.licence})")
     transformer = load_transformer(checkpoint.config, checkpoint.tensors)
     facts = WeightFacts()

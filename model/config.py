@@ -13,7 +13,7 @@ from typing import Any
 from model.errors import UserError
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
-SCALING_KINDS = ("none", "linear", "llama3")
+SCALING_KINDS = ("none", "linear", "llama3", "factors")
 ROTARY_HEAD_MULTIPLE = 16  # GroupQueryAttention's rotary kernel takes head sizes that are multiples of this
 
 
@@ -25,8 +25,9 @@ class UnsupportedModelError(UserError, ValueError):
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context.
 
-    `kind` is `none`, `linear` (frequencies divided by `factor`) or `llama3` (only low frequencies are, with a
-    smooth band between; Llama 3.1 model card). `original_context_tokens` is the context before stretching.
+    `kind` is `none`, `linear` (frequencies divided by `factor`), `llama3` (only low frequencies are, with a
+    smooth band between; Llama 3.1 model card) or `factors` (each frequency divided by its own of `factors`, as GGUF
+    files hold them). `original_context_tokens` is the context before stretching.
     """
 
     kind: str = "none"
@@ -34,6 +35,7 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_tokens: int = 0
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what `rotary_frequencies` cannot compute.
@@ -50,6 +52,8 @@ class RopeScaling:
                 f"rotary scaling has low_freq_factor {self.low_freq_factor} and high_freq_factor "
                 f"{self.high_freq_factor}; the low one must be above 0 and below the high one"
             )
+        if not all(0 < factor < math.inf for factor in self.factors):
+            raise UnsupportedModelError("a factor of the rotary scaling is not a number above 0")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class ModelConfig:
             )
         if self.head_dim % ROTARY_HEAD_MULTIPLE:
             raise UnsupportedModelError(f"head_dim is {self.head_dim}; it must be a multiple of {ROTARY_HEAD_MULTIPLE}")
+        if self.rope_scaling.kind == "factors" and len(self.rope_scaling.factors) != self.head_dim // 2:
+            raise UnsupportedModelError(
+                f"rotary scaling has {len(self.rope_scaling.factors)} factors; head_dim {self.head_dim} takes "
+                f"{self.head_dim // 2}"
+            )
         for token_id in self.eos_token_ids:
             if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise UnsupportedModelError(f"eos token id {token_id!r} is outside the vocabulary of {self.vocab_size}")
@@ -120,7 +129,8 @@ class ModelConfig:
         """
         try:
             fields = {**values, "model_id": str(values["model_id"]), "eos_token_ids": tuple(values["eos_token_ids"])}
-            fields["rope_scaling"] = RopeScaling(**fields.get("rope_scaling", {}))
+            scaling = {**fields.get("rope_scaling", {})}
+            fields["rope_scaling"] = RopeScaling(**{**scaling, "factors": tuple(scaling.get("factors", ()))})
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise UnsupportedModelError(f"geometry is incomplete or has unknown fields: {error}") from error
@@ -144,8 +154,10 @@ def config_from_hugging_face(
         )
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModelError(f"activation {config['hidden_act']!r} is not supported; supported: silu")
+    eos_token_ids = _end_token_ids({"generation_config.json": generation or {}, "config.json": config})
     try:
-        rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        partial = {"partial_rotary_factor": config.get("partial_rotary_factor")}
+        rope = {**partial, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
         num_heads = int(config["num_attention_heads"])
         return ModelConfig(
             model_id=model_id,
@@ -160,7 +172,7 @@ def config_from_hugging_face(
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
             rms_norm_eps=float(config["rms_norm_eps"]),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_token_ids(generation or {}, config),
+            eos_token_ids=eos_token_ids,
             bos_token_id=config.get("bos_token_id"),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=bool(config.get("mlp_bias", False)),
@@ -181,6 +193,8 @@ def rotary_frequencies(config: ModelConfig) -> list[float]:
     scaling = config.rope_scaling
     if scaling.kind == "linear":
         return [f / scaling.factor for f in frequencies]
+    if scaling.kind == "factors":
+        return [f / factor for f, factor in zip(frequencies, scaling.factors, strict=True)]
     if scaling.kind == "llama3":
         return [_llama3_frequency(f, scaling) for f in frequencies]
     return frequencies
@@ -200,6 +214,10 @@ def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
 def _rope_scaling(rope: Mapping[str, Any], context_tokens: int) -> RopeScaling:
     """`rope_scaling` / `rope_parameters` of a config.json as a RopeScaling."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UnsupportedModelError(
+            f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported; Attend rotates whole heads"
+        )
     if kind == "default":
         return RopeScaling()
     if kind not in ("linear", "llama3"):
@@ -213,10 +231,22 @@ def _rope_scaling(rope: Mapping[str, Any], context_tokens: int) -> RopeScaling:
     )
 
 
-def _token_ids(*sources: Mapping[str, Any]) -> tuple[int, ...]:
-    """Every `eos_token_id` (an id, a list or null) of the sources, each once, in order."""
+def _end_token_ids(sources: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
+    """Every `eos_token_id` (an id, a list or null) of the files, each once, in order. sources: by file name.
+
+    Raises:
+        UnsupportedModelError: one is no token id of the vocabulary; says which file names it.
+    """
     ids: list[int] = []
-    for source in sources:
+    vocab_size = sources["config.json"].get("vocab_size")
+    limit = vocab_size if isinstance(vocab_size, int) else math.inf  # what is no size is refused with the geometry
+    for file, source in sources.items():
         value = source.get("eos_token_id")
-        ids += value if isinstance(value, list) else [] if value is None else [value]
+        for token_id in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < limit:
+                raise UnsupportedModelError(
+                    f"{file} names end token id {token_id!r}, which is not in the vocabulary of {vocab_size}; give a "
+                    f"whole number from 0 to {limit - 1}, a list of them, or null"
+                )
+            ids.append(token_id)
     return tuple(dict.fromkeys(ids))

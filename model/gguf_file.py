@@ -4,19 +4,21 @@ Separate from checkpoint.py because GGUF names, permutes and quantises different
 Sources: the GGUF specification of ggml; the rotary permutation is llama.cpp's, undone here.
 """
 
-import json
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from gguf import GGMLQuantizationType, dequantize
 
-from model.config import ModelConfig, UnsupportedModelError
+from model.config import ModelConfig, RopeScaling, UnsupportedModelError
+from model.gguf_parts import Fields, open_parts
+from model.gguf_tokenizer import added_ends, end_token_ids, named_tokens, read_tokenizer
+from model.source_content import SourceContent
+from model.weight_tensors import READABLE_TYPES, StoredTensor, check_tensors
 
-CONTROL_TOKEN = 3  # ggml's token types
-USER_DEFINED_TOKEN = 4
 LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -29,30 +31,10 @@ LAYER_TENSORS = {
     "ffn_down": "mlp.down_proj",
 }
 TOP_TENSORS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's scaling, worked out: a divisor for each frequency
+HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")  # rotary frequencies of old files, computed anyway
+ATTENTION_PRODUCTS, MLP_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 BLOCK = 32  # weights that share a scale in Q4_0 and Q4_1
-LLAMA3_SPLIT = "|".join(  # the pattern in the tokenizer.json of Llama 3
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-
-
-@dataclass(frozen=True)
-class GgufContent:
-    """What a GGUF file says, in the terms of a Checkpoint."""
-
-    config: ModelConfig
-    tensors: dict[str, np.ndarray]
-    tokenizer_json: str
-    chat_template: str | None
-    special_tokens: dict[str, str]
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -67,64 +49,39 @@ class FourBitBlocks:
     minima: np.ndarray
 
 
-class _Fields:
-    """Typed access to the file's metadata."""
-
-    def __init__(self, reader: GGUFReader) -> None:
-        self._fields = reader.fields
-
-    def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
-
-    def need(self, key: str) -> Any:
-        if key not in self._fields:
-            raise ValueError(f"the metadata lacks {key}")
-        return self.get(key)
-
-    def length(self, key: str) -> int:
-        field = self._fields.get(key)
-        return len(field.data) if field is not None and field.types[0] == GGUFValueType.ARRAY else 0
-
-
-class _Reader(GGUFReader):  # type: ignore[misc]  # gguf comes without types
-    """Refuses to read past the end, where GGUFReader goes on with empty values: a short file, or a count too large."""
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
-            raise ValueError("the file ends before its content does; it was cut short or damaged")
-        return super()._get(offset, dtype, count, override_order)
-
-
-def read_gguf_file(path: Path, model_id: str) -> GgufContent:
-    """Read the whole file; quantised tensors are expanded to the float32 values that they stand for.
+def read_gguf_file(path: Path) -> SourceContent:
+    """Read the whole file, or all parts of a split one; quantised tensors become the float32 values they stand for.
 
     Raises:
-        ValueError: not a GGUF file, cut short, or lacking metadata.
-        UnsupportedModelError: another architecture or tokenizer.
+        ValueError: not a GGUF file, cut short, or lacking metadata or a part.
+        UnsupportedModelError: another architecture or tokenizer, or tensors that don't fit.
     """
-    reader = _Reader(path)
-    fields = _Fields(reader)
-    config = _read_config(fields, model_id, tied=all(t.name != "output.weight" for t in reader.tensors))
-    template, special = fields.get("tokenizer.chat_template"), {}
-    for name in ("bos", "eos"):
-        token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is not None:
-            special[f"{name}_token"] = str(fields.need("tokenizer.ggml.tokens")[token_id])
-    return GgufContent(
-        config=config,
-        tensors=_read_tensors(reader, config),
-        tokenizer_json=_read_tokenizer(fields),
+    fields, readers = open_parts(path)
+    raw = [tensor for reader in readers for tensor in reader.tensors if not HARMLESS.fullmatch(tensor.name)]
+    weights = [tensor for tensor in raw if tensor.name != ROPE_FACTORS]
+    stored = [_stored(tensor, path.name) for tensor in weights]
+    config = _read_config(fields, {tensor.name for tensor in stored})
+    config = _with_rope_factors(config, [tensor for tensor in raw if tensor.name == ROPE_FACTORS])
+    tokens = named_tokens(fields)
+    zeros = _absent_biases(config, stored)
+    check_tensors(config, [*stored, *zeros])
+    template = fields.get("tokenizer.chat_template")
+    return SourceContent(
+        config=replace(config, eos_token_ids=end_token_ids(fields)),
+        tensors={**_read_tensors(weights, config), **{zero.name: np.zeros(zero.shape, np.float32) for zero in zeros}},
+        tokenizer_json=read_tokenizer(fields),
         chat_template=None if template is None else str(template),
-        special_tokens=special,
+        special_tokens=tokens,
         licence=str(fields.get("general.license", "not stated; see the model's card")),
+        name=str(fields.get("general.name") or ""),
+        added_ends=added_ends(fields, tokens),
     )
 
 
 def read_four_bit_blocks(path: Path, config: ModelConfig) -> dict[str, FourBitBlocks]:
     """The tensors that the file holds as Q4_0 or Q4_1, by Hugging Face name; it has been read as a whole before."""
     blocks = {}
-    for tensor in _Reader(path).tensors:
+    for tensor in (tensor for reader in open_parts(path)[1] for tensor in reader.tensors):
         if tensor.tensor_type not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
             continue
         name = _hugging_face_name(tensor.name)
@@ -144,47 +101,120 @@ def _unpack(tensor: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return codes, scales, floats[..., 1] if has_minimum else -8 * scales
 
 
-def _read_config(fields: _Fields, model_id: str, *, tied: bool) -> ModelConfig:
+def _read_config(fields: Fields, names: set[str]) -> ModelConfig:
+    """The geometry; what no metadata says, a head of its own and biases, is read off the tensors' names."""
     architecture = fields.need("general.architecture")
     if architecture != "llama":
         raise UnsupportedModelError(f"GGUF architecture {architecture!r} is not supported; supported: llama")
-    if fields.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in fields._fields:
-        raise UnsupportedModelError("GGUF rotary scaling is not supported; export from the Hugging Face folder")
     hidden, heads = int(fields.need("llama.embedding_length")), int(fields.need("llama.attention.head_count"))
-    eos = fields.get("tokenizer.ggml.eos_token_id")
+    rotated = int(fields.get("llama.rope.dimension_count", hidden // heads))
+    head_dim = int(fields.get("llama.attention.key_length", rotated))
+    if (rotated, int(fields.get("llama.attention.value_length", head_dim))) != (head_dim, head_dim):
+        raise UnsupportedModelError(
+            f"GGUF rotates {rotated} of a head's {head_dim} numbers, or has values of another size than keys; Attend "
+            "rotates whole heads of one size"
+        )
     return ModelConfig(
-        model_id=model_id,
+        model_id="unnamed",
         vocab_size=fields.length("tokenizer.ggml.tokens"),
         hidden_size=hidden,
         intermediate_size=int(fields.need("llama.feed_forward_length")),
         num_layers=int(fields.need("llama.block_count")),
         num_heads=heads,
         num_kv_heads=int(fields.get("llama.attention.head_count_kv", heads)),
-        head_dim=int(fields.get("llama.rope.dimension_count", hidden // heads)),
+        head_dim=head_dim,
         context_tokens=int(fields.need("llama.context_length")),
         rope_theta=float(fields.get("llama.rope.freq_base", 10_000.0)),
         # stored as float32; the shortest decimal is what the model was configured with
         rms_norm_eps=float(str(np.float32(fields.need("llama.attention.layer_norm_rms_epsilon")))),
-        tie_word_embeddings=tied,
-        eos_token_ids=() if eos is None else (int(eos),),
+        tie_word_embeddings="lm_head.weight" not in names,
+        eos_token_ids=(),
         bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
+        attention_bias=any(f"layers.0.self_attn.{product}.bias" in names for product in ATTENTION_PRODUCTS),
+        mlp_bias=any(f"layers.0.mlp.{product}.bias" in names for product in MLP_PRODUCTS),
+        rope_scaling=_rope_scaling(fields),
     )
 
 
-def _read_tensors(reader: GGUFReader, config: ModelConfig) -> dict[str, np.ndarray]:
-    tensors = {}
-    for tensor in reader.tensors:
+def _rope_scaling(fields: Fields) -> RopeScaling:
+    """The scaling that the metadata names, `linear` alone of all."""
+    kind = fields.get("llama.rope.scaling.type", "none")
+    factor = float(fields.get("llama.rope.scaling.factor", fields.get("llama.rope.scale_linear", 1.0)))
+    if kind not in ("none", "linear"):
+        raise UnsupportedModelError(f"GGUF rotary scaling {kind!r} is not supported; supported: none, linear, llama3's")
+    return RopeScaling() if factor == 1.0 or (kind == "none" and factor == 0.0) else RopeScaling("linear", factor)
+
+
+def _with_rope_factors(config: ModelConfig, tensors: Sequence[Any]) -> ModelConfig:
+    """The geometry with the divisors that llama.cpp works out from Llama 3.1's scaling and stores as a tensor."""
+    if not tensors:
+        return config
+    factors = tuple(float(factor) for factor in _dequantized(tensors[0]).ravel())
+    if config.rope_scaling.kind != "none":
+        raise UnsupportedModelError(f"GGUF has both {ROPE_FACTORS} and a rotary scaling; give the Hugging Face folder")
+    if all(factor == 1.0 for factor in factors) and len(factors) == config.head_dim // 2:
+        return config
+    return replace(config, rope_scaling=RopeScaling("factors", factors=factors))
+
+
+def _absent_biases(config: ModelConfig, stored: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """Biases of zeros for the products that have none in any layer, where others of their kind have some."""
+    names = {tensor.name for tensor in stored}
+    absent = []
+    for has_bias, part, products in (
+        (config.attention_bias, "self_attn", ATTENTION_PRODUCTS),
+        (config.mlp_bias, "mlp", MLP_PRODUCTS),
+    ):
+        for product in products if has_bias else ():
+            if any(name.endswith(f"{part}.{product}.bias") for name in names):
+                continue
+            shapes = {
+                tensor.name: tensor.shape for tensor in stored if tensor.name.endswith(f"{part}.{product}.weight")
+            }
+            absent += [
+                StoredTensor(name.removesuffix("weight") + "bias", shape[:1], "F32", "no file")
+                for name, shape in shapes.items()
+            ]
+    return absent
+
+
+def _stored(tensor: Any, file: str) -> StoredTensor:
+    """What is announced of a tensor. Every type that can be expanded counts as F32, which it becomes."""
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return StoredTensor(_hugging_face_name(tensor.name), shape, READABLE_TYPES[0], file)
+
+
+def _read_tensors(tensors: Sequence[Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    read = {}
+    for tensor in tensors:
         name = _hugging_face_name(tensor.name)
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        tensors[name] = _in_order(name, values, config)
-    return tensors
+        read[name] = _in_order(name, _dequantized(tensor), config)
+    return read
+
+
+def _dequantized(tensor: Any) -> np.ndarray:
+    """A tensor's values as float32.
+
+    Raises:
+        UnsupportedModelError: its type cannot be expanded; names both.
+    """
+    if tensor.tensor_type == GGMLQuantizationType.F64:
+        return np.asarray(tensor.data, np.float32)
+    try:
+        values: np.ndarray = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    except NotImplementedError:
+        raise UnsupportedModelError(
+            f"GGUF tensor {tensor.name!r} is stored as {tensor.tensor_type.name}, which is not supported; give the "
+            "file in another quantisation, such as Q8_0 or Q4_K_M"
+        ) from None
+    return values
 
 
 def _in_order(name: str, values: np.ndarray, config: ModelConfig) -> np.ndarray:
     """The rows of a tensor in Hugging Face's order."""
-    if name.endswith("q_proj.weight"):
+    if name.endswith(("q_proj.weight", "q_proj.bias")):
         return _undo_rotary_permutation(values, config.num_heads)
-    if name.endswith("k_proj.weight"):
+    if name.endswith(("k_proj.weight", "k_proj.bias")):
         return _undo_rotary_permutation(values, config.num_kv_heads)
     return values
 
@@ -196,46 +226,27 @@ def _hugging_face_name(name: str) -> str:
         return f"layers.{parts[1]}.{LAYER_TENSORS[parts[2]]}.{parts[3]}"
     if len(parts) == 2 and parts[0] in TOP_TENSORS:
         return f"{TOP_TENSORS[parts[0]]}.{parts[1]}"
-    raise UnsupportedModelError(f"GGUF tensor {name!r} is not part of a plain llama model")
+    raise UnsupportedModelError(
+        f"GGUF tensor {name!r} is not part of a plain llama model{_kind(name)}; leaving it out would change the answers"
+    )
+
+
+def _kind(name: str) -> str:
+    """What a strange tensor is known to be."""
+    kinds = {
+        "rope_factors": " (the scaling of a stretched context that Attend does not know)",
+        "exps": " (an expert's)",
+        "lora": " (an adapter's; merge it into its model first)",
+        "attn_q_norm": " (a norm of queries)",
+        "attn_k_norm": " (a norm of keys)",
+        ".scale": " (a packed weight's scale)",
+    }
+    return next((kind for part, kind in kinds.items() if part in name), "")
 
 
 def _undo_rotary_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp interleaves each head's rotated pairs; put the two halves back side by side. weight: [heads * D, E]."""
-    return weight.reshape(heads, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+    """llama.cpp interleaves each head's rotated pairs; put the two halves back side by side.
 
-
-def _read_tokenizer(fields: _Fields) -> str:
-    """The byte-level BPE tokenizer of the metadata, as a `tokenizer.json`."""
-    kind, split = fields.need("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise UnsupportedModelError(f"GGUF tokenizer {kind!r} is not supported; export from the Hugging Face folder")
-    tokens = fields.need("tokenizer.ggml.tokens")
-    types = fields.need("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.need("tokenizer.ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = _pre_tokenizer(split)
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [t for t, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
-    defined = [t for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in defined])
-    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
-
-
-def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before merging, by the name that GGUF gives it."""
-    if name in ("smollm", "starcoder", "refact", "command-r"):
-        return pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    if name in ("gpt-2", "default"):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name in ("llama-bpe", "llama-v3", "llama3"):
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    raise UnsupportedModelError(f"GGUF pre-tokenizer {name!r} is not supported; export from the Hugging Face folder")
+    weight: [heads * D, E], or a bias [heads * D].
+    """
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

@@ -26,6 +26,16 @@ def _byte_of_character() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_of_character()
 
 
+def added_ids(tokenizer: FastTokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer adds before and behind every text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
 class TokenizerError(UserError, ValueError):
     """tokenizer.json cannot be read; the message is one line."""
 
@@ -45,6 +55,7 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.json is not readable: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._added_before, self._added_behind = added_ids(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -58,6 +69,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
 
+        What a text already begins or ends with is not added again.
+
         Special tokens written out in the text become their single ids, as chat templates need. A lone surrogate (from a
         command line that is not UTF-8) counts as U+FFFD.
         """
@@ -69,7 +82,15 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """A batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on."""
-        return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+        ids = list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+        if not add_special_tokens:
+            return ids
+        before, behind = len(self._added_before), len(self._added_behind)
+        if before and ids[before : 2 * before] == self._added_before:
+            ids = ids[before:]
+        if behind and ids[-2 * behind : -behind] == self._added_behind and len(ids) >= 2 * behind:
+            ids = ids[:-behind]
+        return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""

@@ -113,7 +113,7 @@ def assemble(
     returns_request_id: bool = True,
 ) -> FastAPI:
     """The app around a decoder: the real one, or a fake in tests."""
-    metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica)
+    metrics = Metrics(CollectorRegistry(), (*settings.served_model_names, bundle.config.model_id)[0], replica)
     budget_tokens = kv_budget_tokens(decoder.kv_cache, bundle.config.kv_bytes_per_token, settings)
     engine_loop = EngineLoop(
         Engine(
@@ -163,7 +163,7 @@ def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> G
     return Generator(
         manifest=bundle.manifest,
         prompts=PromptMaker(
-            config.model_id,
+            (*settings.served_model_names, config.model_id)[0],
             Tokenizer(bundle.tokenizer_json),
             _chat_template(bundle),
             engine_loop.limits.context_tokens,
@@ -177,6 +177,7 @@ def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> G
         settings=GenerationSettings(
             settings.request_timeout_s, settings.cache_per_key, settings.unknown_fields == "ignore"
         ),
+        served_names=settings.served_model_names,
     )
 
 

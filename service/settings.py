@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.precision import DEFAULT_PRECISION, PrecisionName
@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     )
     precision: PrecisionName | None = Field(
         default=None, description=f"Precision to export the source at; unset: {DEFAULT_PRECISION}."
+    )
+    served_model_name: str | None = Field(
+        default=None,
+        description="Names of the model for clients, comma-separated; answers say the first. Unset: the bundle's own.",
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder of downloads, exported bundles and prepared graphs."
@@ -115,3 +119,17 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         default=60.0, gt=0, le=3600, description="A step longer than this makes /health answer 503, seconds."
     )
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _names_can_be_sent(cls, value: str | None) -> str | None:
+        """Refuse a list without names, or with an empty one."""
+        if value is not None and not all(name.strip() and name.strip().isprintable() for name in value.split(",")):
+            raise ValueError("give one name or several with commas between them, such as my-model,gpt-4o-mini")
+        return value
+
+    @property
+    def served_model_names(self) -> tuple[str, ...]:
+        """The names in `served_model_name`, each once; empty where the bundle's own name is served."""
+        names = (self.served_model_name or "").split(",")
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))

@@ -20,7 +20,8 @@ def start_line(bundle: Bundle, settings: Settings, *, has_keys: bool) -> str:
         _threads(settings.threads),
         f"API keys {'on' if has_keys else 'off'}",
     ]
-    return f"serving {bundle.config.model_id} at {base_url(settings.host, settings.port)}: {', '.join(facts)}"
+    name = (settings.served_model_names or (bundle.config.model_id,))[0]
+    return f"serving {name} at {base_url(settings.host, settings.port)}: {', '.join(facts)}"
 
 
 def _threads(threads: int) -> str:

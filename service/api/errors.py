@@ -5,7 +5,7 @@ leak nothing.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,9 +77,9 @@ def unknown_field(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(400, message, param=shortened(name), code="unknown_field")
 
 
-def unknown_model(given: str, served: str) -> ApiError:
-    """Another model id than the one served."""
-    message = f"model {shortened(given)!r} is not served here; served: {served!r}"
+def unknown_model(given: str, served: Sequence[str]) -> ApiError:
+    """Another model id than those served."""
+    message = f"model {shortened(given)!r} is not served here; served: {', '.join(map(repr, served))}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 

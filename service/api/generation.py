@@ -187,11 +187,17 @@ class Generator:
     limiter: Limiter
     created: int
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    served_names: tuple[str, ...] = ()
 
     @property
     def model_id(self) -> str:
-        """The served model's id."""
-        return self.manifest.config.model_id
+        """The served model's id, which answers say."""
+        return self.model_ids[0]
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """Every name that requests may call the model by: those of the settings, or the bundle's own."""
+        return self.served_names or (self.manifest.config.model_id,)
 
     @property
     def context_tokens(self) -> int:
@@ -218,8 +224,8 @@ class Generator:
         Raises:
             ApiError: 404.
         """
-        if model is not None and model != self.model_id:
-            raise unknown_model(model, self.model_id)
+        if model is not None and model not in self.model_ids:
+            raise unknown_model(model, self.model_ids)
 
     def truncation(self, fields: GenerationFields, max_tokens: int | None) -> int | None:
         """How many of a prompt's last tokens to keep; None keeps all."""

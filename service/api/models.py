@@ -14,15 +14,15 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=KEY_ERRORS)
 
 @router.get("/models")
 async def list_models(generator: GeneratorDependency) -> ModelList:
-    """The served model, as a list of one."""
-    return ModelList(data=[_card(generator)])
+    """The served model, once for each of its names."""
+    return ModelList(data=[_card(generator, model_id) for model_id in generator.model_ids])
 
 
 @router.get("/models/{model_id:path}", responses={404: {"model": ErrorBody}})
 async def get_model(model_id: str, generator: GeneratorDependency) -> ModelCard:
-    """The served model, if that is its id."""
+    """The served model, if that is one of its names."""
     generator.check_model(model_id)
-    return _card(generator)
+    return _card(generator, model_id)
 
 
 @router.post("/embeddings", responses={404: {"model": ErrorBody}})
@@ -32,9 +32,9 @@ async def embeddings(generator: GeneratorDependency) -> None:
     raise ApiError(404, message, param="model", code="no_embedder")
 
 
-def _card(generator: Generator) -> ModelCard:
+def _card(generator: Generator, model_id: str) -> ModelCard:
     return ModelCard(
-        id=generator.model_id,
+        id=model_id,
         created=generator.created,
         context_tokens=generator.context_tokens,
         max_model_len=generator.context_tokens,

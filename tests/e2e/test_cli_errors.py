@@ -13,7 +13,7 @@ from model.bundle import Bundle
 from tests.support.server import attend_command, run_attend
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
-STAGES = ("checking the source", "reading the weights")
+STAGES = ("checking the source", "reading the weights", "note: ")
 
 
 @pytest.fixture

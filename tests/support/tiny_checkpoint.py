@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 END_TOKEN = "<|end|>"
@@ -15,13 +15,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer_json() -> str:
-    """One token per byte, 256 of them, and an end token with id 256."""
+def tiny_tokenizer_json(*more_tokens: str) -> str:
+    """One token per byte, 256 of them, an end token with id 256, and more special tokens from 257 on."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
+    special = (END_TOKEN, *more_tokens)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer.to_str()
 
 
@@ -94,4 +95,25 @@ def write_tiny_checkpoint(folder: Path, *, num_shards: int = 1, seed: int = 0, *
         save_file(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file, which may not be there yet; a change to `...` drops the key."""
+    values = {**(json.loads(file.read_text()) if file.exists() else {}), **changes}
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def edit_tensors(folder: Path, **changes: Any) -> None:
+    """Change tensors of an unsharded checkpoint folder, with `__` for dots; a change to `...` drops the tensor."""
+    file = folder / "model.safetensors"
+    tensors = {**load_file(file), **{name.replace("__", "."): value for name, value in changes.items()}}
+    save_file({name: value for name, value in tensors.items() if value is not ...}, file)
+
+
+def write_chatting_checkpoint(folder: Path, *more_tokens: str, **tokenizer_changes: Any) -> Path:
+    """A checkpoint whose tokenizer has more special tokens; changes are of tokenizer_config.json."""
+    write_tiny_checkpoint(folder, vocab_size=257 + len(more_tokens))
+    (folder / "tokenizer.json").write_text(tiny_tokenizer_json(*more_tokens))
+    edit_json(folder / "tokenizer_config.json", **tokenizer_changes)
     return folder

@@ -56,14 +56,19 @@ def write_tiny_gguf(
     tokenizer_model: str = "gpt2",
     pre_tokenizer: str = "gpt-2",
     without: str | None = None,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | int | float | bool] | None = None,
     tensor_type: GGMLQuantizationType = GGMLQuantizationType.F32,
+    more_tokens: Mapping[str, TokenType] | None = None,
+    more_tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
     """Write the GGUF equivalent of a config.json and its tensors (by Hugging Face name), and return its path.
 
-    without: one metadata key to leave out. extra: metadata strings to add. tensor_type: of the matrices.
+    without: one metadata key to leave out. extra: metadata to add or replace. tensor_type: of the matrices.
+    more_tokens: behind the tiny vocabulary. more_tensors: by GGUF's own names. split_max_tensors: write parts of at
+    most so many, named after the path.
     """
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     end_id = gguf_vocabulary().index(END_TOKEN)
     integers = {
         "llama.embedding_length": config["hidden_size"],
@@ -79,12 +84,13 @@ def write_tiny_gguf(
         "llama.rope.freq_base": config["rope_theta"],
         "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
     }
-    strings = {"tokenizer.ggml.model": tokenizer_model, "tokenizer.ggml.pre": pre_tokenizer, **(extra or {})}
+    strings = {"tokenizer.ggml.model": tokenizer_model, "tokenizer.ggml.pre": pre_tokenizer}
+    more = more_tokens or {}
     num_plain = len(gguf_vocabulary()) - 2
     arrays: dict[str, list[Any]] = {
-        "tokenizer.ggml.tokens": gguf_vocabulary(),
+        "tokenizer.ggml.tokens": [*gguf_vocabulary(), *more],
         "tokenizer.ggml.token_type": [int(TokenType.NORMAL)] * num_plain
-        + [int(TokenType.CONTROL), int(TokenType.USER_DEFINED)],
+        + [int(TokenType.CONTROL), int(TokenType.USER_DEFINED), *map(int, more.values())],
         "tokenizer.ggml.merges": list(MERGES),
     }
     for values, add in (
@@ -94,14 +100,19 @@ def write_tiny_gguf(
         (arrays, writer.add_array),
     ):
         for key, value in values.items():
-            if key != without:
+            if key != without and key not in (extra or {}):
                 add(key, value)
+    adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    for key, value in (extra or {}).items():
+        adders[type(value)](key, value)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, tensor in tensors.items():
         kind = name.split(".")[-2]
         stored = interleave_rotated_pairs(tensor, heads[kind]) if kind in heads else tensor
         kept = GGMLQuantizationType.F32 if tensor.ndim == 1 else tensor_type
         writer.add_tensor(llama_cpp_name(name), quantize(np.ascontiguousarray(stored), kept), raw_dtype=kept)
+    for name, tensor in (more_tensors or {}).items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

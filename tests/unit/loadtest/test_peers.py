@@ -32,6 +32,7 @@ from loadtest.peers.summary import Spread, ratios_of, rows_of
 from loadtest.peers.weights import write_hugging_face
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.config import ModelConfig
+from tests.support.tiny_checkpoint import tiny_config_json, tiny_tensors
 
 
 def answer(begun_s: float, pieces_s: list[float], tokens: int | None = None, **more: Any) -> Answer:
@@ -212,12 +213,18 @@ def test_a_checkpoint_survives_the_hugging_face_folder(tmp_path: Path) -> None:
         "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None,
         "decoder": None, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
     }  # fmt: skip
-    tensors = {"embed_tokens.weight": np.arange(32, dtype=np.float32).reshape(8, 4)}
+    sizes = {
+        "vocab_size": 8, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    named = tiny_tensors(tiny_config_json(**sizes))
+    tensors = {name.removeprefix("model."): tensor for name, tensor in named.items()}
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     write_hugging_face(Checkpoint(config, tensors, json.dumps(tokenizer), "{{ messages }}", special, ""), tmp_path)
     read = read_checkpoint(tmp_path, "tiny")
     assert read.config == config
     assert (read.chat_template, read.special_tokens) == ("{{ messages }}", special)
+    assert read.tensors.keys() == tensors.keys()
     np.testing.assert_array_equal(read.tensors["embed_tokens.weight"], tensors["embed_tokens.weight"])
 
 

@@ -255,16 +255,16 @@ def test_hub_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_hub_download_asks_for_no_pickled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only safetensors, JSON and the template are fetched."""
+    """Only safetensors, JSON and the template are fetched, and not the same weights in another layout."""
     asked: list[list[str]] = []
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append([name, *allow_patterns])
+    def fetch(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append([name, *allow_patterns, *ignore_patterns])
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert resolve_source("hf:org/name", tmp_path / "cache") == tmp_path
-    assert asked == [["org/name", "*.safetensors", "*.json", "chat_template.jinja"]]
+    assert asked == [["org/name", "*.safetensors", "*.json", "chat_template.jinja", "*/*", "consolidated*"]]
 
 
 def write_wheel(folder: Path, content: dict[str, bytes]) -> Path:

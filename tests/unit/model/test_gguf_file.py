@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, TokenType
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -116,6 +116,21 @@ def test_pre_tokenizer_named_by_the_file_decides_how_digits_are_cut(
     """The merge `1 2` applies unless digits are cut apart first."""
     tokenizer = Tokenizer(read_tiny(tmp_path, pre_tokenizer=pre_tokenizer).tokenizer_json)
     assert tokenizer.encode("12") == [gguf_vocabulary().index(token) for token in digits]
+
+
+@pytest.mark.parametrize(("pre_tokenizer", "is_whole"), [("llama-bpe", True), ("llama3", True), ("gpt-2", False)])
+def test_a_word_of_the_vocabulary_is_one_token_to_llama_3(tmp_path: Path, pre_tokenizer: str, is_whole: bool) -> None:
+    """Its tokenizer looks words up before it merges; others only merge."""
+    config = tiny_config_json(vocab_size=len(gguf_vocabulary()) + 1)
+    file = write_tiny_gguf(
+        tmp_path / "t.gguf",
+        config,
+        tiny_tensors(config),
+        pre_tokenizer=pre_tokenizer,
+        more_tokens={"xyz": TokenType.NORMAL},
+    )
+    ids = Tokenizer(read_checkpoint(file).tokenizer_json).encode("xyz")
+    assert (ids == [len(gguf_vocabulary())]) == is_whole
 
 
 def test_chat_template_and_licence_come_from_the_metadata(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ from model.tokenizer import Tokenizer
 from service.api import (
     chat,
     completions,
+    cors,
     errors,
     generate,
     middleware,
     models,
     operations,
     protection,
+    request_body,
+    request_line,
     responses_api,
     tokenization,
 )
@@ -149,12 +152,16 @@ def _log_requests(settings: Settings) -> None:
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, returns_request_id: bool) -> None:
     """From the inside out: a request passes the last one first."""
-    app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(request_body.RequestBody, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(cors.OriginGuard, origins=settings.origins)
     app.add_middleware(protection.Authentication, ring=read_keys(settings))
     app.add_middleware(protection.HeaderLimit)
     app.add_middleware(middleware.LastResort)
+    if settings.origins:
+        app.add_middleware(cors.Cors, origins=settings.origins)
     app.add_middleware(middleware.HttpMetrics, metrics=metrics)
     app.add_middleware(protection.RequestId, returns_id=returns_request_id)
+    app.add_middleware(request_line.RequestLine)
 
 
 def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> Generator:
@@ -189,11 +196,16 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
         engine_loop.stop()
 
     app = FastAPI(
-        title="Attend", version=version("attend"), description="An LLM you can look inside.", lifespan=lifespan
+        title="Attend",
+        version=version("attend"),
+        description="An LLM you can look inside.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # RequestLine has seen to them
     )
     for routes in (chat, completions, responses_api, generate, tokenization, models, operations):
         app.include_router(routes.router)
     errors.install(app)
+    request_line.install(app)
     return app
 
 

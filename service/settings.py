@@ -4,13 +4,15 @@ The only reader of the environment (``ATTEND_*``); the command line passes the s
 Kept apart so that every other module takes plain values and can be tested without an environment.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ATTEND_"
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*?#@]+", re.IGNORECASE)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -56,6 +58,10 @@ class Settings(BaseSettings):
     starvation_s: float = Field(
         default=30.0, ge=0, le=3600, description="A request that waited longer goes before all others, seconds."
     )
+    cors_origins: str | None = Field(
+        default=None,
+        description="Web pages that may call: origins, comma-separated, each scheme://host[:port]; *: any.",
+    )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
     )
@@ -84,3 +90,17 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         default=60.0, gt=0, le=3600, description="A step longer than this makes /health answer 503, seconds."
     )
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """What `cors_origins` lists, as browsers spell it."""
+        listed = (self.cors_origins or "").split(",")
+        return tuple(origin.strip().lower().removesuffix("/") for origin in listed if origin.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "").split(","):
+            if origin.strip() and not ORIGIN.fullmatch(origin.strip().removesuffix("/")):
+                raise ValueError(f"{origin.strip()!r} is no origin; write scheme://host[:port] without a path, or *")
+        return value

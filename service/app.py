@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
@@ -33,7 +34,7 @@ from service.api import (
     responses_api,
     tokenization,
 )
-from service.api.generation import GenerationSettings, Generator, request_log
+from service.api.generation import CLIENT_CLOSED_REQUEST, GenerationSettings, Generator, request_log
 from service.api.keys import read_keys
 from service.api.limits import Limiter, Limits
 from service.api.prompts import PromptMaker
@@ -46,6 +47,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+ROUTE_MODULES = (chat, completions, responses_api, generate, tokenization, models, operations)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def assemble(
     returns_request_id: bool = True,
 ) -> FastAPI:
     """The app around a decoder: the real one, or a fake in tests."""
-    metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica)
+    metrics = Metrics(CollectorRegistry(), bundle.config.model_id, replica, settings.replicas)
+    metrics.expect_answers(_known_answers())
     budget_tokens = kv_budget_tokens(decoder.kv_cache, bundle.config.kv_bytes_per_token, settings)
     engine_loop = EngineLoop(
         Engine(
@@ -141,6 +144,19 @@ def assemble(
     _add_middleware(app, settings, metrics, returns_request_id=returns_request_id)
     _log_requests(settings)
     return app
+
+
+def _known_answers() -> dict[str, set[int]]:
+    """Statuses of each route, as it documents them, and those that are answered before a route is found."""
+    before_routing = {401, 403, 431}
+    known: dict[str, set[int]] = {middleware.UNMATCHED: {404, 413, *before_routing}}
+    for module in ROUTE_MODULES:
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute), "the modules have no other"
+            statuses = {int(status) for status in route.responses} | {route.status_code or 200, 500}
+            statuses |= {CLIENT_CLOSED_REQUEST} if 408 in statuses else set()
+            known[route.path] = statuses - before_routing
+    return known
 
 
 def _log_requests(settings: Settings) -> None:
@@ -202,8 +218,8 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # RequestLine has seen to them
     )
-    for routes in (chat, completions, responses_api, generate, tokenization, models, operations):
-        app.include_router(routes.router)
+    for module in ROUTE_MODULES:
+        app.include_router(module.router)
     errors.install(app)
     request_line.install(app)
     return app

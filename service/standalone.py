@@ -28,7 +28,7 @@ def serve_standalone(settings: Settings) -> int:
         BundleError, DecoderError: the model cannot be served.
     """
     check_port(settings.host, settings.port)
-    app = build_app(settings)
+    app = build_app(settings.model_copy(update={"replicas": 1}))
     server = _DrainingServer(app, settings)
     server.run()
     if not server.started:

@@ -15,8 +15,16 @@ from service.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 
+UNMATCHED = "unmatched"  # the route of what was answered before any was found
+UNAUTHORIZED = 401
+NOT_REFUSED = frozenset({408, 499})  # begun, and ended by its deadline or by its client
+
+
 class HttpMetrics:
-    """Counts answers by the route's pattern (never the raw path, which is the client's) and status code."""
+    """Counts answers by the route's pattern (never the raw path, which is the client's) and status code.
+
+    And, by reason, the POST requests that were refused: probes and scrapes only read.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -30,11 +38,17 @@ class HttpMetrics:
 
         def watched(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.count_http(route, message["status"])
+                self._count(scope, message["status"])
             return send(message)
 
         await self._app(scope, receive, watched)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        self._metrics.count_http(getattr(scope.get("route"), "path", UNMATCHED), status)
+        if scope["method"] != "POST" or status in NOT_REFUSED or not (400 <= status < 500 or status == 503):
+            return
+        code = str(scope.get("state", {}).get("error_code"))
+        self._metrics.count_rejection("unauthorized" if status == UNAUTHORIZED else code)
 
 
 class LastResort:

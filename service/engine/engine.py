@@ -67,6 +67,7 @@ class EngineLoad:
     num_running: int
     num_waiting_tokens: int
     kv_usage: KVUsage
+    budget_ratio: float  # share of the token budget that is in use as admission counts it, 0 to 1
 
 
 class Engine:
@@ -136,7 +137,9 @@ class Engine:
     def load(self) -> EngineLoad:
         """The load now."""
         waiting_tokens = sum(request.num_tokens for request in self._waiting)
-        return EngineLoad(len(self._running), waiting_tokens, self._kv_cache.usage())
+        held_tokens = self._scheduler.held_tokens(self._running, self._capacity())
+        budget_ratio = min(1.0, held_tokens / self._budget_tokens)
+        return EngineLoad(len(self._running), waiting_tokens, self._kv_cache.usage(), budget_ratio)
 
     def take_ended(self) -> tuple[Request, ...]:
         """Requests that ended since this was last called, each once."""

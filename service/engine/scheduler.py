@@ -120,7 +120,7 @@ class Scheduler:
 
         One that shares its prompt with a request that is computing it waits for that, and nobody waits behind it.
         """
-        held = sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
+        held = self.held_tokens(running, capacity)
         admitted: list[Request] = []
         for request in self.order(waiting, now_s):
             if len(admitted) == capacity.num_free_rows:
@@ -134,6 +134,10 @@ class Scheduler:
             held += needed
             admitted.append(request)
         return tuple(admitted)
+
+    def held_tokens(self, running: Iterable[Request], capacity: Capacity) -> int:
+        """Tokens of the budget that nobody else is admitted to: what running requests hold, and the growth kept free."""
+        return sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
 
     def _reserve(self, request: Request) -> int:
         """Growth to keep free for a request: what it may still generate, up to the reserve."""

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
     replicas: int = Field(default=1, ge=1, le=256, description="Copies of the model served by Ray Serve.")
-    threads: int = Field(default=0, ge=0, le=512, description="Threads of one ONNX session; 0: the processor's cores.")
+    threads: int = Field(
+        default=0, ge=0, le=512, description="Threads of one ONNX session; 0: the cores it may use, or has reserved."
+    )
     max_num_rows: int = Field(default=16, ge=1, le=256, description="Requests decoded together in one step.")
     max_context_tokens: int = Field(
         default=0, ge=0, description="Prompt plus answer of one request, tokens; 0: what the model allows."

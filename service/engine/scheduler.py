@@ -136,7 +136,7 @@ class Scheduler:
         return tuple(admitted)
 
     def held_tokens(self, running: Iterable[Request], capacity: Capacity) -> int:
-        """Tokens of the budget that nobody else is admitted to: what running requests hold, and the growth kept free."""
+        """Tokens of the budget that no other request gets: what these hold, and the growth kept free for them."""
         return sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
 
     def _reserve(self, request: Request) -> int:

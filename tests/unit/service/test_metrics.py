@@ -1,4 +1,4 @@
-"""What the metrics say: shares of the budget that admission counts, zeros from the start, refusals apart from probes."""
+"""Numbers of the metrics: a share of the budget that admission counts, zeros from the start, refusals and no probes."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ Labels = tuple[tuple[str, str], ...]
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     """A client of the whole app behind a key, with a limit that is soon reached."""
-    settings = {"api_keys": f"alice:{KEY}", "max_requests_per_minute": 2, "max_body_bytes": 2048}
+    settings: dict[str, Any] = {"api_keys": f"alice:{KEY}", "max_requests_per_minute": 2, "max_body_bytes": 2048}
     with TestClient(fake_app(tmp_path, FakeDecoder(), **settings), raise_server_exceptions=False) as client:
         yield client
 

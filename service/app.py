@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
@@ -47,6 +48,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+DOCS_FILES = "/docs/files"  # scripts and styles of /docs, so that it needs no network
 ROUTE_MODULES = (chat, completions, responses_api, generate, tokenization, models, operations)
 
 
@@ -211,12 +213,15 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
         yield
         engine_loop.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Attend",
         version=version("attend"),
         description="An LLM you can look inside.",
         lifespan=lifespan,
         redirect_slashes=False,  # RequestLine has seen to them
+        redoc_url=None,  # it fetches a picture from its maker
+        static_url=DOCS_FILES,
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True, "displayRequestDuration": True},
     )
     for module in ROUTE_MODULES:
         app.include_router(module.router)

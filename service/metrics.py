@@ -167,7 +167,7 @@ class Metrics:
         self._gauge("requests_running", "Requests that hold a cache row.", lambda: loop.load.num_running)
         self._gauge("requests_waiting", "Requests that wait for a row.", lambda: loop.num_waiting)
         self._gauge("kv_cache_bytes", "Bytes that the KV cache holds.", lambda: loop.load.kv_usage.committed_bytes)
-        self._gauge("kv_cache_usage_ratio", "Share of the KV budget in use, 0 to 1.", lambda: loop.load.budget_ratio)
+        self._gauge("kv_cache_usage_ratio", "Share of the KV budget in use, 0 to 1.", lambda: loop.budget_ratio)
         text = "1 while the engine steps or has been told to stop, 0 when it has stopped by itself."
         self._gauge("engine_alive", text, lambda: not loop.has_stopped_by_itself)
 

@@ -67,7 +67,6 @@ class EngineLoad:
     num_running: int
     num_waiting_tokens: int
     kv_usage: KVUsage
-    budget_ratio: float  # share of the token budget that is in use as admission counts it, 0 to 1
 
 
 class Engine:
@@ -130,6 +129,12 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def budget_ratio(self) -> float:
+        """Share of the token budget in use as admission counts it, 0 to 1, drafts left out; safe from another thread."""
+        held_tokens = self._scheduler.held_tokens(tuple(self._running), self._capacity(), counts_drafts=False)
+        return min(1.0, held_tokens / self._budget_tokens)
+
+    @property
     def running(self) -> tuple[Request, ...]:
         """Requests that hold a row, in order of admission."""
         return tuple(self._running)
@@ -137,9 +142,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """The load now."""
         waiting_tokens = sum(request.num_tokens for request in self._waiting)
-        held_tokens = self._scheduler.held_tokens(self._running, self._capacity())
-        budget_ratio = min(1.0, held_tokens / self._budget_tokens)
-        return EngineLoad(len(self._running), waiting_tokens, self._kv_cache.usage(), budget_ratio)
+        return EngineLoad(len(self._running), waiting_tokens, self._kv_cache.usage())
 
     def take_ended(self) -> tuple[Request, ...]:
         """Requests that ended since this was last called, each once."""

@@ -196,6 +196,11 @@ class EngineLoop:
         return len(self._added) + self._engine.num_waiting
 
     @property
+    def budget_ratio(self) -> float:
+        """Share of the KV budget in use, 0 to 1."""
+        return self._engine.budget_ratio
+
+    @property
     def num_decode_rows(self) -> int:
         """Requests that decoded together in the last step; 0 while idle."""
         return self._num_decode_rows

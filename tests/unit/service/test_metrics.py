@@ -72,15 +72,15 @@ BUDGETS = [
 def test_a_full_budget_reads_full_whatever_the_rows(num_rows: int, num_pages: int, reason: str) -> None:
     """When a request waits for memory, the gauge is no further from 1 than that request is large."""
     engine, _ = make_engine(num_rows, budget=4096, kv_budget_tokens=num_pages * PAGE_TOKENS)
-    assert engine.load().budget_ratio == 0
+    assert engine.budget_ratio == 0
     for _ in range(num_pages):
         engine.add(make_request([1] * (PAGE_TOKENS - 2), 2))
     engine.step()
     assert engine.waiting, reason
-    assert 1 - 1.1 / num_pages < engine.load().budget_ratio <= 1
+    assert 1 - 1.1 / num_pages < engine.budget_ratio <= 1
     while engine.has_work:
         engine.step()
-    assert engine.load().budget_ratio == 0
+    assert engine.budget_ratio == 0
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 16])
@@ -89,7 +89,7 @@ def test_a_request_that_fills_the_budget_alone_reads_one(num_rows: int) -> None:
     engine, _ = make_engine(num_rows, budget=512, kv_budget_tokens=2 * PAGE_TOKENS)
     engine.add(make_request([1] * 100, 28))
     engine.step()
-    assert engine.load().budget_ratio == 1
+    assert engine.budget_ratio == 1
 
 
 def test_a_budget_in_part_reads_its_part() -> None:
@@ -97,7 +97,7 @@ def test_a_budget_in_part_reads_its_part() -> None:
     engine, _ = make_engine(16, budget=512, kv_budget_tokens=4 * PAGE_TOKENS)
     engine.add(make_request([1] * PAGE_TOKENS, PAGE_TOKENS))
     engine.step()
-    assert engine.load().budget_ratio == pytest.approx(0.75, abs=0.01)  # two pages, and 63 tokens of growth
+    assert engine.budget_ratio == pytest.approx(0.75, abs=0.01)  # two pages, and 63 tokens of growth
 
 
 def test_the_gauge_is_the_engines(tmp_path: Path) -> None:

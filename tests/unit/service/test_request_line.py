@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,9 +85,22 @@ MODEL_PATHS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/models/org/name", "/v1/models/org%2Fname", "/v1/models//org/name/", "/v1/models/org%2fname//"]
+)
+def test_a_served_model_with_a_slash_in_its_id_is_found(tmp_path: Path, path: str) -> None:
+    """However the slash is written."""
+    app = fake_app(tmp_path, FakeDecoder())
+    manifest = app.state.generator.manifest
+    named = replace(manifest, config=replace(manifest.config, model_id="org/name"))
+    app.state.generator = replace(app.state.generator, manifest=named)
+    with TestClient(app) as client:
+        assert ask(client, "GET", path).json()["id"] == "org/name"
+
+
 @pytest.mark.parametrize(("path", "reason"), MODEL_PATHS, ids=[row[0] for row in MODEL_PATHS])
-def test_a_model_id_may_have_slashes(client: TestClient, path: str, reason: str) -> None:
-    """It is looked up whole: the answer names it."""
+def test_a_model_id_with_slashes_is_looked_up_whole(client: TestClient, path: str, reason: str) -> None:
+    """The answer names it."""
     response = ask(client, "GET", path)
     assert response.status_code == 404, reason
     assert error_of(response)["code"] == "model_not_found"

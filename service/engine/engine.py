@@ -130,7 +130,7 @@ class Engine:
 
     @property
     def budget_ratio(self) -> float:
-        """Share of the token budget in use as admission counts it, 0 to 1, drafts left out; safe from another thread."""
+        """Share of the token budget in use as admission counts it, without drafts, 0 to 1; safe from another thread."""
         held_tokens = self._scheduler.held_tokens(tuple(self._running), self._capacity(), counts_drafts=False)
         return min(1.0, held_tokens / self._budget_tokens)
 

@@ -35,6 +35,7 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: the source is not a template.
         """
+        self.source = source
         self._special_tokens = dict(special_tokens)
         self._knows_tools = re.search(r"\btools\b", source) is not None
         self._environment = minijinja.Environment(

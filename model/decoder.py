@@ -35,6 +35,7 @@ from model.bundle import (
 from model.config import ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
+from model.processors import session_threads
 
 FATAL = 4  # onnxruntime's log severity
 ERROR = 3
@@ -68,15 +69,16 @@ class Decoder:
     def __init__(self, bundle: Bundle, kv_cache: KVCache, threads: int = 0, prepared_graph: Path | None = None) -> None:
         """Load the bundle's graph.
 
-        threads: intra-op threads; 0 takes the processor's cores. prepared_graph: what `write_prepared_graph` made of
-        the graph on this machine.
+        threads: intra-op threads; 0 takes the cores that the process may use. prepared_graph: what
+        `write_prepared_graph` made of the graph on this machine.
 
         Raises:
             DecoderError: ONNX Runtime cannot load the graph.
         """
         self.config = bundle.config
         self.kv_cache = kv_cache
-        self._session = _create_session(prepared_graph or bundle.graph_path, threads, bool(prepared_graph))
+        graph = prepared_graph or bundle.graph_path
+        self._session = _create_session(graph, session_threads(threads), bool(prepared_graph))
         _check_geometry(self._session, bundle)
         # one thread: the spinning threads of a second pool would take the cores from the first
         self._top_k_session = _create_session(bundle.path / TOP_K_GRAPH_NAME, threads=1)

@@ -33,11 +33,6 @@ class KVUsage:
     committed_bytes: int
     capacity_bytes: int
 
-    @property
-    def ratio(self) -> float:
-        """Committed share of the capacity, 0 to 1."""
-        return self.committed_bytes / self.capacity_bytes
-
 
 class KVCache:
     """Rows of keys and values for every layer, with the accounting of who holds how many tokens."""

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
@@ -21,16 +23,19 @@ from model.tokenizer import Tokenizer
 from service.api import (
     chat,
     completions,
+    cors,
     errors,
     generate,
     middleware,
     models,
     operations,
     protection,
+    request_body,
+    request_line,
     responses_api,
     tokenization,
 )
-from service.api.generation import GenerationSettings, Generator, request_log
+from service.api.generation import CLIENT_CLOSED_REQUEST, GenerationSettings, Generator, request_log
 from service.api.keys import read_keys
 from service.api.limits import Limiter, Limits
 from service.api.prompts import PromptMaker
@@ -43,6 +48,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+DOCS_FILES = "/docs/files"  # scripts and styles of /docs, so that it needs no network
+ROUTE_MODULES = (chat, completions, responses_api, generate, tokenization, models, operations)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,9 @@ def assemble(
     returns_request_id: bool = True,
 ) -> FastAPI:
     """The app around a decoder: the real one, or a fake in tests."""
-    metrics = Metrics(CollectorRegistry(), (*settings.served_model_names, bundle.config.model_id)[0], replica)
+    served_name = (*settings.served_model_names, bundle.config.model_id)[0]
+    metrics = Metrics(CollectorRegistry(), served_name, replica, settings.replicas)
+    metrics.expect_answers(_known_answers())
     budget_tokens = kv_budget_tokens(decoder.kv_cache, bundle.config.kv_bytes_per_token, settings)
     engine_loop = EngineLoop(
         Engine(
@@ -140,6 +149,19 @@ def assemble(
     return app
 
 
+def _known_answers() -> dict[str, set[int]]:
+    """Statuses of each route, as it documents them, and those that are answered before a route is found."""
+    before_routing = {401, 403, 431}
+    known: dict[str, set[int]] = {middleware.UNMATCHED: {404, 413, *before_routing}}
+    for module in ROUTE_MODULES:
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute), "the modules have no other"
+            statuses = {int(status) for status in route.responses} | {route.status_code or 200, 500}
+            statuses |= {CLIENT_CLOSED_REQUEST} if 408 in statuses else set()
+            known[route.path] = statuses - before_routing
+    return known
+
+
 def _log_requests(settings: Settings) -> None:
     """Let the request log through, or not; it has a handler of its own, so that no other log changes."""
     request_log.propagate = False
@@ -149,12 +171,16 @@ def _log_requests(settings: Settings) -> None:
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, returns_request_id: bool) -> None:
     """From the inside out: a request passes the last one first."""
-    app.add_middleware(middleware.BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(request_body.RequestBody, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(cors.OriginGuard, origins=settings.origins)
     app.add_middleware(protection.Authentication, ring=read_keys(settings))
     app.add_middleware(protection.HeaderLimit)
     app.add_middleware(middleware.LastResort)
+    if settings.origins:
+        app.add_middleware(cors.Cors, origins=settings.origins)
     app.add_middleware(middleware.HttpMetrics, metrics=metrics)
     app.add_middleware(protection.RequestId, returns_id=returns_request_id)
+    app.add_middleware(request_line.RequestLine)
 
 
 def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> Generator:
@@ -191,12 +217,20 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
         yield
         engine_loop.stop()
 
-    app = FastAPI(
-        title="Attend", version=version("attend"), description="An LLM you can look inside.", lifespan=lifespan
+    app = FastAPIOffline(
+        title="Attend",
+        version=version("attend"),
+        description="An LLM you can look inside.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # RequestLine has seen to them
+        redoc_url=None,  # it fetches a picture from its maker
+        static_url=DOCS_FILES,
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True, "displayRequestDuration": True},
     )
-    for routes in (chat, completions, responses_api, generate, tokenization, models, operations):
-        app.include_router(routes.router)
+    for module in ROUTE_MODULES:
+        app.include_router(module.router)
     errors.install(app)
+    request_line.install(app)
     return app
 
 

@@ -22,10 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from model.processors import usable_cores
 from service.ports import ServeError, base_url, check_port
 from service.processes import StopSignals, adopt_orphans, descendants, end_leftovers, in_background, output_to
 from service.ray_environment import HAPROXY_PATH_VARIABLE, local_environment, serve_environment
 from service.replica import AppBuilder, Replica
+from service.reservation import cores_each, replica_threads
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ def build_default_app(settings: Settings) -> "FastAPI":
     from service.app import build_app  # here, because only a replica needs the engine and its dependencies
 
     replica = str(serve.get_replica_context().rank.rank)
+    threads = replica_threads(settings.threads, _reserved_cores(), usable_cores())
+    settings = settings.model_copy(update={"threads": threads})
     return build_app(settings, replica, returns_request_id=False)  # Ray Serve wraps the app in its own
 
 
@@ -97,13 +101,25 @@ def application(settings: Settings) -> "Application":
     """Build the application that a Serve configuration names, as `import_path: service.deployment:application`.
 
     For clusters that others start (KubeRay's RayService): `args` are the settings, `deployments` may override them.
+    Nobody knows the nodes yet, so that a replica reserves one core unless `threads` or `num_cpus` says more.
     """
-    return _application(settings, build_default_app, {"num_cpus": _num_cpus(settings)})
+    return _application(settings, build_default_app, {"num_cpus": settings.threads or 1})
 
 
-def _num_cpus(settings: Settings) -> int:
-    """Processors a replica reserves on a shared cluster."""
-    return max(settings.threads, 1)
+def _reserved_cores() -> float:
+    """Cores that this replica has reserved; 0 on a cluster of our own."""
+    import ray
+
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
+
+
+def _cores_to_reserve(settings: Settings) -> int:
+    """Cores of a shared cluster that each replica reserves: its threads, or its share."""
+    import ray
+
+    node_cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    num_free = ray.available_resources().get("CPU", 0.0)
+    return settings.threads or cores_each(node_cores, num_free, settings.replicas)
 
 
 def _application(settings: Settings, build: AppBuilder, resources: dict[str, float]) -> "Application":
@@ -243,7 +259,7 @@ class _Cluster:
         from ray import serve
 
         try:
-            num_cpus = _num_cpus(self._settings) if self._address else 0
+            num_cpus = _cores_to_reserve(self._settings) if self._address else 0
             app = _application(self._settings, build, {"num_cpus": num_cpus, "num_gpus": self._num_gpus})
             self._handle = serve.run(app, name=APP_NAME, route_prefix="/")
             serve_started.result()

@@ -4,7 +4,7 @@ Separate from the engine, which reports plain snapshots and knows nothing of Pro
 field's (docs/operations.md); units are base units; no request ids as labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -43,6 +43,27 @@ TOKEN_BUCKETS = (
 REQUEST_BUCKETS = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 PHASE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, *REQUEST_BUCKETS)
 
+ENGINE_FAILED = "engine_failed"
+INVALID_REQUEST = "invalid_request"  # the reason of every refusal that has no other
+REJECTION_REASONS = frozenset(
+    {
+        "body_too_large",
+        "concurrent_requests",
+        "context_length_exceeded",
+        "draining",
+        "headers_too_large",
+        INVALID_REQUEST,
+        "model_not_found",
+        "origin_not_allowed",
+        "queue_full",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "unauthorized",
+        "unhealthy",
+        "unsupported_encoding",
+    }
+)
+
 METRIC_NAMES = frozenset(
     {
         "attend_time_to_first_token_seconds",
@@ -65,17 +86,23 @@ METRIC_NAMES = frozenset(
         "attend_speculation_draft_tokens_total",
         "attend_speculation_accepted_tokens_total",
         "attend_requests_total",
+        "attend_requests_rejected_total",
         "attend_http_requests_total",
+        "attend_replicas_wanted",
         "attend_engine_alive",
     }
 )
 
 
 class Metrics:
-    """One replica's metrics. Fed from the engine's thread and the event loop; prometheus_client locks each value."""
+    """One replica's metrics. Fed from the engine's thread and the event loop; prometheus_client locks each value.
 
-    def __init__(self, registry: CollectorRegistry, model: str, replica: str) -> None:
-        """model, replica: the labels that every metric carries."""
+    Every combination of labels that is known beforehand exists at zero from the start: Prometheus sees no increase in a
+    series that is born with its first event.
+    """
+
+    def __init__(self, registry: CollectorRegistry, model: str, replica: str, num_replicas: int = 1) -> None:
+        """model, replica: the labels that every metric carries. num_replicas: how many there should be."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per value, which nobody graphs
         self._registry = registry
         self._labels = {"model": model, "replica": replica}
@@ -96,9 +123,17 @@ class Metrics:
         self._requests = Counter(
             "attend_requests", "Requests ended.", [*self._labels, "finish_reason", "error"], registry=registry
         )
+        self._rejected = Counter(
+            "attend_requests_rejected", "POST requests refused.", [*self._labels, "reason"], registry=registry
+        )
         self._http = Counter(
             "attend_http_requests", "HTTP answers.", [*self._labels, "route", "code"], registry=registry
         )
+        self._gauge("replicas_wanted", "Replicas that the service was started with.", lambda: num_replicas)
+        for reason in FinishReason:
+            self._ended(reason)
+        for name in REJECTION_REASONS:
+            self._rejected.labels(**self._labels, reason=name)
 
     def on_step(self, report: StepReport) -> None:
         """Record a step and the tokens it made."""
@@ -116,9 +151,7 @@ class Metrics:
 
     def on_end(self, request: Request) -> None:
         """Record how a request ended and where its time went. Phases that it never reached are not recorded."""
-        reason = request.finish_reason or FinishReason.ERROR
-        error = "engine_failed" if reason is FinishReason.ERROR else ""
-        self._requests.labels(**self._labels, finish_reason=reason.value, error=error).inc()
+        self._ended(request.finish_reason or FinishReason.ERROR).inc()
         times = request.timeline
         self._e2e.observe(times.finished_s - times.arrived_s)
         if times.admitted_s:
@@ -134,16 +167,33 @@ class Metrics:
         self._gauge("requests_running", "Requests that hold a cache row.", lambda: loop.load.num_running)
         self._gauge("requests_waiting", "Requests that wait for a row.", lambda: loop.num_waiting)
         self._gauge("kv_cache_bytes", "Bytes that the KV cache holds.", lambda: loop.load.kv_usage.committed_bytes)
-        self._gauge("kv_cache_usage_ratio", "Held share of the KV cache, 0 to 1.", lambda: loop.load.kv_usage.ratio)
-        self._gauge("engine_alive", "1 while the engine steps, 0 when it has stopped.", lambda: loop.is_healthy)
+        self._gauge("kv_cache_usage_ratio", "Share of the KV budget in use, 0 to 1.", lambda: loop.budget_ratio)
+        text = "1 while the engine steps or has been told to stop, 0 when it has stopped by itself."
+        self._gauge("engine_alive", text, lambda: not loop.has_stopped_by_itself)
+
+    def expect_answers(self, statuses: Mapping[str, Iterable[int]]) -> None:
+        """Let the counts of HTTP answers begin at zero. statuses: of each route."""
+        for route, codes in statuses.items():
+            for code in codes:
+                self._http.labels(**self._labels, route=route, code=str(code))
 
     def count_http(self, route: str, status: int) -> None:
         """Count one HTTP answer."""
         self._http.labels(**self._labels, route=route, code=str(status)).inc()
 
+    def count_rejection(self, reason: str) -> None:
+        """Count one request that was refused; a reason that is not known counts as an invalid request."""
+        known = reason if reason in REJECTION_REASONS else INVALID_REQUEST
+        self._rejected.labels(**self._labels, reason=known).inc()
+
     def expose(self) -> tuple[bytes, str]:
         """All metrics in the text format, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _ended(self, reason: FinishReason) -> Counter:
+        """Requests that ended so."""
+        error = ENGINE_FAILED if reason is FinishReason.ERROR else ""
+        return self._requests.labels(**self._labels, finish_reason=reason.value, error=error)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         metric = Histogram(f"attend_{name}", text, [*self._labels], registry=self._registry, buckets=buckets)

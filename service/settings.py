@@ -5,6 +5,7 @@ Kept apart so that every other module takes plain values and can be tested witho
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,9 @@ def default_cache_dir(environment: Mapping[str, str] | None = None, code: Path =
     if given.is_absolute():
         return given / "attend"
     return home / ".cache/attend" if home.is_absolute() else Path(".cache/attend")
+
+
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*?#@]+", re.IGNORECASE)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -64,7 +68,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
     replicas: int = Field(default=1, ge=1, le=256, description="Copies of the model served by Ray Serve.")
-    threads: int = Field(default=0, ge=0, le=512, description="Threads of one ONNX session; 0: the processor's cores.")
+    threads: int = Field(
+        default=0, ge=0, le=512, description="Threads of one ONNX session; 0: the cores it may use, or has reserved."
+    )
     max_num_rows: int = Field(default=16, ge=1, le=256, description="Requests decoded together in one step.")
     max_context_tokens: int = Field(
         default=0, ge=0, description="Prompt plus answer of one request, tokens; 0: what the model allows."
@@ -86,6 +92,10 @@ class Settings(BaseSettings):
     )
     starvation_s: float = Field(
         default=30.0, ge=0, le=3600, description="A request that waited longer goes before all others, seconds."
+    )
+    cors_origins: str | None = Field(
+        default=None,
+        description="Web pages that may call: origins, comma-separated, each scheme://host[:port]; *: any.",
     )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body accepted, bytes."
@@ -133,3 +143,17 @@ class Settings(BaseSettings):
         """The names in `served_model_name`, each once; empty where the bundle's own name is served."""
         names = (self.served_model_name or "").split(",")
         return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """What `cors_origins` lists, as browsers spell it."""
+        listed = (self.cors_origins or "").split(",")
+        return tuple(origin.strip().lower().removesuffix("/") for origin in listed if origin.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "").split(","):
+            if origin.strip() and not ORIGIN.fullmatch(origin.strip().removesuffix("/")):
+                raise ValueError(f"{origin.strip()!r} is no origin; write scheme://host[:port] without a path, or *")
+        return value

@@ -31,7 +31,7 @@ def serve_standalone(settings: Settings, started_s: float | None = None) -> int:
     """
     started_s = time.monotonic() if started_s is None else started_s
     check_port(settings.host, settings.port)
-    app = build_app(settings)
+    app = build_app(settings.model_copy(update={"replicas": 1}))
     server = _DrainingServer(app, settings, started_s)
     server.run()
     if not server.started:

@@ -3,9 +3,8 @@
 Separate from both servers, with Ray and without, because they say the same.
 """
 
-import os
-
 from model.bundle import Bundle
+from model.processors import usable_cores
 from service.ports import base_url
 from service.settings import Settings
 
@@ -28,7 +27,7 @@ def _threads(threads: int) -> str:
     """The setting, or how many cores it means."""
     if threads:
         return _count(threads, "thread")
-    return f"as many threads as cores ({len(os.sched_getaffinity(0))})"
+    return f"as many threads as usable cores ({usable_cores()})"
 
 
 def _count(number: int, noun: str) -> str:

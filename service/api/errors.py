@@ -13,6 +13,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from model.chat import ChatTemplateError
 from model.sampling import InvalidSamplingError
@@ -49,7 +50,20 @@ class ApiError(Exception):
             seconds = RETRY_AFTER_S[self.status] if self.retry_after_s is None else self.retry_after_s
             headers["Retry-After"] = str(math.ceil(seconds))
             headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
-        return Response(orjson.dumps(self.body()), self.status, headers, media_type="application/json")
+        return _ErrorResponse(self, headers)
+
+
+class _ErrorResponse(Response):
+    """Leaves the error's code in `scope["state"]["error_code"]`, where the middleware that counts refusals reads it."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str]) -> None:
+        super().__init__(orjson.dumps(error.body()), error.status, headers, media_type="application/json")
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As every response."""
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 INTERNAL_ERROR = ApiError(500, "an internal error occurred; it has been logged", "server_error", code="internal_error")

@@ -1,4 +1,4 @@
-"""ASGI middleware around every route: the limit on body size, and the count of answers by route and code.
+"""ASGI middleware around every route: the count of answers by route and code, and the answer to the unexpected.
 
 Plain ASGI rather than the framework's base class, which would buffer streams and cost more than a token does. What
 wraps `send` is called for every token, and so hands on the inner awaitable instead of being a coroutine of its own.
@@ -9,70 +9,22 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import INTERNAL_ERROR, body_too_large
+from service.api.errors import INTERNAL_ERROR
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 
-class BodyLimit:
-    """Answers 413 to a body over the limit, whether its length is declared or only found while reading."""
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the body's bytes as the app reads them."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        too_large = body_too_large(self._max_body_bytes)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        # more digits than 64 bits have are not even read as a number
-        if not declared.isdigit() or len(declared) > 19 or int(declared) > self._max_body_bytes:
-            await too_large.response()(scope, receive, send)
-            return
-        watch = _BodyWatch(self._max_body_bytes, receive)
-        answered = False
-
-        async def refuse() -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                await too_large.response()(scope, receive, send)
-
-        def answer(message: Message) -> Awaitable[None]:
-            """Whatever the app made of a body that was cut off, the answer is 413."""
-            return refuse() if watch.is_exceeded else send(message)
-
-        await self._app(scope, watch.receive, answer)
-
-
-class _BodyWatch:
-    """Counts the bytes of one body as the app reads them, and cuts it off at the limit."""
-
-    def __init__(self, max_body_bytes: int, receive: Receive) -> None:
-        self._max_body_bytes = max_body_bytes
-        self._receive = receive
-        self._num_bytes = 0
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether more came than is allowed."""
-        return self._num_bytes > self._max_body_bytes
-
-    async def receive(self) -> Message:
-        """The app's `receive`; raises once the limit is passed."""
-        message = await self._receive()
-        self._num_bytes += len(message.get("body", b""))
-        if self.is_exceeded:
-            raise body_too_large(self._max_body_bytes)
-        return message
+UNMATCHED = "unmatched"  # the route of what was answered before any was found
+UNAUTHORIZED = 401
+NOT_REFUSED = frozenset({408, 499})  # begun, and ended by its deadline or by its client
 
 
 class HttpMetrics:
-    """Counts answers by the route's pattern (never the raw path, which is the client's) and status code."""
+    """Counts answers by the route's pattern (never the raw path, which is the client's) and status code.
+
+    And, by reason, the POST requests that were refused: probes and scrapes only read.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -86,11 +38,17 @@ class HttpMetrics:
 
         def watched(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.count_http(route, message["status"])
+                self._count(scope, message["status"])
             return send(message)
 
         await self._app(scope, receive, watched)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        self._metrics.count_http(getattr(scope.get("route"), "path", UNMATCHED), status)
+        if scope["method"] != "POST" or status in NOT_REFUSED or not (400 <= status < 500 or status == 503):
+            return
+        code = str(scope.get("state", {}).get("error_code"))
+        self._metrics.count_rejection("unauthorized" if status == UNAUTHORIZED else code)
 
 
 class LastResort:

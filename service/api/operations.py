@@ -15,7 +15,6 @@ router = APIRouter(tags=["Operations"], responses=KEY_ERRORS)
 UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
 
 
-@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Status, responses=UNAVAILABLE)
 async def health(generator: GeneratorDependency) -> Response:
     """Live: 200 while the engine steps, 503 when it has stopped, even though this web server answers."""
@@ -26,7 +25,6 @@ async def health(generator: GeneratorDependency) -> Response:
     return json_response(Status(status="ok"))
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Status, responses=UNAVAILABLE)
 async def ready(generator: GeneratorDependency) -> Response:
     """Ready: 200 while new requests are taken; 503 when the engine has stopped or the service is draining."""

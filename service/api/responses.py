@@ -16,8 +16,10 @@ KEY_ERRORS: Errors = {
 REQUEST_ERRORS: Errors = {
     400: {"model": ErrorBody, "description": "The request is invalid; `param` names the field."},
     **KEY_ERRORS,
+    403: {"model": ErrorBody, "description": "A web page of another origin sent something not declared as JSON."},
     404: {"model": ErrorBody, "description": "Unknown model."},
     413: {"model": ErrorBody, "description": "The request body is too large."},
+    415: {"model": ErrorBody, "description": "The request body is compressed in a way that is not read."},
     500: {"model": ErrorBody, "description": "The service failed."},
 }
 GENERATION_ANSWERS: Errors = {

@@ -1,16 +1,39 @@
-"""POST /tokenize and /detokenize: what a text is to the model."""
+"""GET /tokenizer_info, POST /tokenize and /detokenize: what a text is to the model."""
 
 from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import GeneratorDependency
-from service.api.responses import REQUEST_ERRORS, json_response
+from service.api.responses import KEY_ERRORS, REQUEST_ERRORS, json_response
 from service.engine.request_check import blaming
-from service.schemas.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from service.schemas.tokenization import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+)
 
-router = APIRouter(tags=["Attend"], responses=REQUEST_ERRORS)
+router = APIRouter(tags=["Attend"])
 
 
-@router.post("/tokenize", response_model=TokenizeResponse)
+@router.get("/tokenizer_info", responses=KEY_ERRORS)
+async def tokenizer_info(generator: GeneratorDependency) -> TokenizerInfo:
+    """Special tokens and chat template, for evaluators that cut texts into tokens and render chats by themselves."""
+    config, special_tokens = generator.manifest.config, generator.manifest.special_tokens
+    template = generator.prompts.chat_template
+    first_end = generator.prompts.tokenizer.token_text(config.eos_token_ids[0]) if config.eos_token_ids else None
+    return TokenizerInfo(
+        model_max_length=generator.context_tokens,
+        vocab_size=config.vocab_size,
+        bos_token=special_tokens.get("bos_token"),
+        eos_token=special_tokens.get("eos_token", first_end),
+        pad_token=special_tokens.get("pad_token"),
+        unk_token=special_tokens.get("unk_token"),
+        chat_template=None if template is None else template.source,
+    )
+
+
+@router.post("/tokenize", response_model=TokenizeResponse, responses=REQUEST_ERRORS)
 async def tokenize(body: TokenizeRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Token ids of a text, or of a conversation through the model's chat template."""
     generator.admit(body, body.model, http_request)
@@ -35,7 +58,7 @@ async def _token_ids(body: TokenizeRequest, generator: GeneratorDependency) -> l
         return await prompts.encode(prompt.text or "", add_special_tokens=True)
 
 
-@router.post("/detokenize", response_model=DetokenizeResponse)
+@router.post("/detokenize", response_model=DetokenizeResponse, responses=REQUEST_ERRORS)
 async def detokenize(body: DetokenizeRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """The text of token ids."""
     generator.admit(body, body.model, http_request)

@@ -129,6 +129,12 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def budget_ratio(self) -> float:
+        """Share of the token budget in use as admission counts it, without drafts, 0 to 1; safe from another thread."""
+        held_tokens = self._scheduler.held_tokens(tuple(self._running), self._capacity(), counts_drafts=False)
+        return min(1.0, held_tokens / self._budget_tokens)
+
+    @property
     def running(self) -> tuple[Request, ...]:
         """Requests that hold a row, in order of admission."""
         return tuple(self._running)

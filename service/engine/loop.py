@@ -181,6 +181,11 @@ class EngineLoop:
         return self._is_draining
 
     @property
+    def has_stopped_by_itself(self) -> bool:
+        """Whether the engine is dead or stalled, and not because it was told to stop."""
+        return not self.is_healthy and (self._failure is not None or not self._is_stopping)
+
+    @property
     def num_in_flight(self) -> int:
         """Requests taken and not yet ended."""
         return len(self._streams)
@@ -189,6 +194,11 @@ class EngineLoop:
     def num_waiting(self) -> int:
         """Requests taken that hold no row yet."""
         return len(self._added) + self._engine.num_waiting
+
+    @property
+    def budget_ratio(self) -> float:
+        """Share of the KV budget in use, 0 to 1."""
+        return self._engine.budget_ratio
 
     @property
     def num_decode_rows(self) -> int:

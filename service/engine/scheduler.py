@@ -120,7 +120,7 @@ class Scheduler:
 
         One that shares its prompt with a request that is computing it waits for that, and nobody waits behind it.
         """
-        held = sum(capacity.pages(_next_tokens(request)) + self._reserve(request) for request in running)
+        held = self.held_tokens(running, capacity)
         admitted: list[Request] = []
         for request in self.order(waiting, now_s):
             if len(admitted) == capacity.num_free_rows:
@@ -134,6 +134,16 @@ class Scheduler:
             held += needed
             admitted.append(request)
         return tuple(admitted)
+
+    def held_tokens(self, running: Iterable[Request], capacity: Capacity, *, counts_drafts: bool = True) -> int:
+        """Tokens of the budget that no other request gets: what these hold, and the growth kept free for them.
+
+        counts_drafts: only where the engine's own thread asks, as asking for a draft makes it.
+        """
+        return sum(
+            capacity.pages(_next_tokens(request, counts_drafts=counts_drafts)) + self._reserve(request)
+            for request in running
+        )
 
     def _reserve(self, request: Request) -> int:
         """Growth to keep free for a request: what it may still generate, up to the reserve."""
@@ -203,9 +213,10 @@ def chunk_size(remaining: int, budget: int) -> int:
     return num_tokens if num_tokens >= MIN_CHUNK_TOKENS else 0
 
 
-def _next_tokens(request: Request) -> int:
+def _next_tokens(request: Request, *, counts_drafts: bool = True) -> int:
     """Tokens that the request's row may hold once its next step has run; a prompt is counted whole from the start."""
-    return max(request.num_prompt_tokens, request.num_computed + 1 + len(request.draft))
+    num_drafted = len(request.draft) if counts_drafts else 0
+    return max(request.num_prompt_tokens, request.num_computed + 1 + num_drafted)
 
 
 def _remaining(request: Request, start: int) -> int:

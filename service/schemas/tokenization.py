@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, with vLLM's field names."""
+"""GET /tokenizer_info, POST /tokenize and /detokenize, with vLLM's field names."""
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -56,3 +56,16 @@ class DetokenizeResponse(BaseModel):
     """The text of the tokens."""
 
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer as its `tokenizer_config.json` would tell of it; special tokens as text, null where it has none."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None

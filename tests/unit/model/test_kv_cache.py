@@ -172,7 +172,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         pages = sum(math.ceil(len(tokens) * head_bytes / PAGE_BYTES) for tokens in self.rows.values())
         assert usage.committed_bytes == pages * PAGE_BYTES * 2 * self.config.num_layers * self.config.num_kv_heads
         assert usage.capacity_bytes == NUM_ROWS * self.cache.capacity_tokens * self.config.kv_bytes_per_token
-        assert 0 <= usage.ratio <= 1
+        assert 0 <= usage.committed_bytes <= usage.capacity_bytes
 
     @invariant()
     def contents_are_preserved(self) -> None:

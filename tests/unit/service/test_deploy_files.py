@@ -5,6 +5,9 @@ structure are checked here; what the numbers mean is not.
 """
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,28 @@ def test_an_alert_says_how_bad_and_what() -> None:
     for alert in alerts():
         assert alert["labels"]["severity"] in {"warning", "critical"}, alert["alert"]
         assert alert["annotations"].keys() == {"summary", "description"}, alert["alert"]
+
+
+def seconds(duration: str) -> int:
+    """A duration of Prometheus's with one unit."""
+    return int(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
+
+
+@pytest.mark.parametrize("alert", [pytest.param(alert, id=alert["alert"]) for alert in alerts()])
+def test_an_alert_on_an_increase_waits_for_less_than_it_looks_back(alert: dict[str, Any]) -> None:
+    """What fails in one moment is seen for as long as the range: a wait of that length would never end."""
+    ranges = [seconds(found) for found in re.findall(r"increase\([^[]*\[(\d+[sm])\]", alert["expr"])]
+    assert all(2 * seconds(alert.get("for", "0s")) < looked_back for looked_back in ranges)
+
+
+def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+    """Prometheus's own tests of the rules, where its tool is installed."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    tests = ALERTS_FILE.with_name("alerts_test.yml")
+    done = subprocess.run([promtool, "test", "rules", tests], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_prometheus_loads_the_alerts() -> None:

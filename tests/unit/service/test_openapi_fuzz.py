@@ -37,6 +37,7 @@ OPERATIONS = {
     "POST /tokenize": 30,
     "POST /detokenize": 30,
     "POST /v1/embeddings": 2,
+    "GET /tokenizer_info": 2,
     "GET /v1/models": 2,
     "GET /v1/models/{model_id}": 20,
     "GET /health": 2,

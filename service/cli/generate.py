@@ -26,6 +26,7 @@ from service.settings import PREFIX, default_cache_dir
 from service.source import ModelChoice, find_bundle
 
 if TYPE_CHECKING:
+    from model.sampling import SamplingParams
     from service.local import LocalAnswer, LocalModel
 
 STANDARD_INPUT = "-"
@@ -51,6 +52,20 @@ class TalkOptions:
     threads: Threads = 0
     cache_dir: CacheDir = None
 
+    def __post_init__(self) -> None:
+        """Refuse what sampling refuses, before a model is exported or loaded for it."""
+        self.sampling()
+
+    def sampling(self) -> "SamplingParams":
+        """How tokens are chosen.
+
+        Raises:
+            UserError: a value that sampling refuses.
+        """
+        from model.sampling import SamplingParams
+
+        return SamplingParams(self.temperature, self.top_p, self.seed)
+
     def load(self) -> "LocalModel":
         """The model, exported first if need be."""
         from service.local import LocalModel
@@ -62,9 +77,7 @@ class TalkOptions:
 
     def conversation(self, model: "LocalModel") -> Conversation:
         """A conversation with the model, shown on stdout."""
-        from model.sampling import SamplingParams
-
-        sampling = SamplingParams(self.temperature, self.top_p, self.seed)
+        sampling = self.sampling()
 
         def reply(messages: list[Message]) -> "LocalAnswer":
             return model.reply(messages, self.max_tokens, sampling)
@@ -90,6 +103,7 @@ class GenerateOptions(TalkOptions):
         Raises:
             UserError: `--raw` with what needs the chat template.
         """
+        super().__post_init__()
         needing = [f"--{name}" for name, is_given in (("chat", self.chat), ("system", self.system)) if is_given]
         if self.raw and needing:
             raise UserError(f"{needing[0]} needs the chat template, which --raw leaves out; leave one of the two out")

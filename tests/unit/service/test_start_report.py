@@ -22,7 +22,7 @@ from tests.support.tiny_bundle import write_hollow_bundle
         ({}, False, "16 rows"),
         ({"max_num_rows": 1}, False, "1 row,"),
         ({"threads": 3}, False, "3 threads"),
-        ({}, False, "as many threads as cores ("),
+        ({}, False, "as many threads as usable cores ("),
         ({}, False, "API keys off"),
         ({}, True, "API keys on"),
     ],

@@ -149,10 +149,7 @@ def _talk(options: TalkOptions, first: list[str]) -> None:
 
 
 def _print_continuation(options: GenerateOptions, model: "LocalModel", text: str) -> None:
-    from model.sampling import SamplingParams
-
-    sampling = SamplingParams(options.temperature, options.top_p, options.seed)
-    answer, output = model.continue_text(text, options.max_tokens, sampling), _Output()
+    answer, output = model.continue_text(text, options.max_tokens, options.sampling()), _Output()
     for piece in answer:
         output.write(piece)
     output.write("\n")

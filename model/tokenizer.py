@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from model.control_tokens import ControlTokenError, ControlTokens, PlainTextTokenizer, is_control
+
 REPLACEMENT = "\ufffd"
 MAX_HELD_TOKENS = 12  # more than any character has
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell single bytes
@@ -46,28 +48,44 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        decoder = json.loads(tokenizer_json).get("decoder")
+        values = json.loads(tokenizer_json)
+        control = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if is_control(token.content, is_special=token.special)
+        }
+        self.control_tokens = ControlTokens(control)
+        try:
+            self._plain = PlainTextTokenizer(self._tokenizer, values, control)
+        except ControlTokenError as error:
+            raise TokenizerError(str(error)) from error
+        decoder = values.get("decoder")
         self._is_byte_level = '"ByteLevel"' in json.dumps(decoder)
         # bytes one after the other and nothing else: a text is its tokens' texts, where those are whole characters
         self._is_additive = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
         self._texts: dict[int, str] = {}  # single tokens that answers have shown, decoded
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
 
-        Special tokens written out in the text become their single ids, as chat templates need. A lone surrogate (from a
-        command line that is not UTF-8) counts as U+FFFD.
+        parse_special: control tokens written out in the text become their single ids; otherwise they stay text. A lone
+        surrogate (from a command line that is not UTF-8) counts as U+FFFD.
         """
-        try:
-            return self._encode(text, add_special_tokens)
-        except TypeError:  # how `tokenizers` refuses lone surrogates
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._encode(text, add_special_tokens)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """A batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on."""
+        text = _without_surrogates(text)
+        if not parse_special:
+            return self._plain.encode([text], add_special_tokens=add_special_tokens)
+        # a batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on
         return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def encode_pieces(self, pieces: Sequence[str], *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a rendered conversation: its second, fourth … piece is a control token, the others are text.
+
+        What the text spells stays text. Otherwise the ids are those of the pieces joined.
+        """
+        return self._plain.encode(
+            [_without_surrogates(piece) for piece in pieces], add_special_tokens=add_special_tokens
+        )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""
@@ -94,6 +112,15 @@ class Tokenizer:
         """A fresh detokenizer for one answer."""
         skipped_ids: frozenset[int] = self._special_ids if skip_special_tokens else frozenset()
         return IncrementalDetokenizer(self._tokenizer, skipped_ids, self._texts, is_additive=self._is_additive)
+
+
+def _without_surrogates(text: str) -> str:
+    """`tokenizers` refuses halves of UTF-16 pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class IncrementalDetokenizer:

@@ -60,7 +60,6 @@ class LocalModel:
         template = self.bundle.chat_template
         if not use_template or template is None:
             return self.tokenizer.encode(prompt)
-        rendered = ChatTemplate(template, self.bundle.manifest.special_tokens).render(
-            [{"role": "user", "content": prompt}]
-        )
-        return self.tokenizer.encode(rendered, add_special_tokens=False)
+        special_tokens, control_tokens = self.bundle.manifest.special_tokens, self.tokenizer.control_tokens
+        chat_template = ChatTemplate(template, special_tokens, control_tokens)
+        return self.tokenizer.encode_pieces(chat_template.pieces([{"role": "user", "content": prompt}]))

@@ -30,6 +30,14 @@ NoMetadata = Annotated[dict[str, str], Field(max_length=0)]
 GUIDES = ("regex", "choice", "json", "grammar")
 
 
+ParseSpecial = Annotated[
+    bool, Field(description="Whether control tokens that the prompt spells are read as such; false: all is text.")
+]
+AddSpecialTokens = Annotated[
+    bool, Field(description="Whether a prompt given as text gets what the model's post-processor adds.")
+]
+
+
 class StructuredOutputs(WireModel):
     """A constraint on the answer's form; give one of them. The names are vLLM's."""
 

@@ -16,7 +16,7 @@ import minijinja
 from model.control_tokens import ControlTokenError, ControlTokens, Disguise, strings_in
 from model.template_environment import environment_of, values_of
 from model.template_source import with_tests_of
-from model.tool_messages import Message, ToolForm, tool_call_text, tool_form
+from model.tool_messages import Message, ToolForm, tool_call_text, usable_forms
 
 __all__ = ["CUT_MARK", "ChatTemplate", "ChatTemplateError", "tool_call_text"]
 
@@ -114,17 +114,10 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: the template refuses the conversation, or it exceeds the template's fuel.
         """
+        opens_answer = add_generation_prompt and not continue_final_message
+        asked = _Conversation(messages, tools, opens_answer, continue_final_message)
         has_calls = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        form = self.tool_form if has_calls else None
-        spoken = [dict(message) for message in messages] if form is None else form.identified(messages)
-        conversation = _Conversation(
-            spoken,
-            tools,
-            add_generation_prompt and not continue_final_message,
-            continue_final_message,
-            datetime.now().astimezone(),
-        )
-        text = self._render(self._environment, conversation, form)
+        form, conversation, text = self._first_rendered(asked, self.tool_forms if has_calls else (None,))
         try:
             disguise = self._control_tokens.disguise(strings_in(conversation.contents))
         except ControlTokenError as error:
@@ -135,8 +128,8 @@ class ChatTemplate:
         return [disguise.reveal(piece) for piece in self._control_tokens.split(hidden)]
 
     @cached_property
-    def tool_form(self) -> ToolForm:
-        """How this template is given tools, calls and results."""
+    def tool_forms(self) -> tuple[ToolForm, ...]:
+        """The forms in which this template is given tools, calls and results, best first."""
 
         def renders(form: ToolForm, messages: Any, tools: Any) -> str | None:
             try:
@@ -144,7 +137,25 @@ class ChatTemplate:
             except ChatTemplateError:
                 return None
 
-        return tool_form(re.search(r"\btools\b", self._source) is not None, renders)
+        return usable_forms(re.search(r"\btools\b", self._source) is not None, renders)
+
+    def _first_rendered(
+        self, asked: _Conversation, forms: Sequence[ToolForm | None]
+    ) -> tuple[ToolForm | None, _Conversation, str]:
+        """The first form that the template takes, the conversation with ids for it, and the text.
+
+        Raises:
+            ChatTemplateError: it refuses them all; the reason is that of the first.
+        """
+        refusal: ChatTemplateError | None = None
+        for form in forms:
+            conversation = asked if form is None else replace(asked, messages=form.identified(asked.messages))
+            try:
+                return form, conversation, self._render(self._environment, conversation, form)
+            except ChatTemplateError as error:
+                refusal = refusal or error
+        assert refusal is not None, "there is a form, if only none"
+        raise refusal
 
     def _render_disguised(
         self, conversation: _Conversation, form: ToolForm | None, disguise: Disguise, expected: str

@@ -163,7 +163,10 @@ def _chain_start(tokens: Sequence[str], end: int) -> int:
 
 
 def _with_hidden_tests(tokens: list[str], hide: Callable[[str], str]) -> list[str]:
-    """Texts that are compared, or looked for, or given to methods that look for them."""
+    """Texts that are compared, or looked for, or given to methods that look for them.
+
+    They are hidden with their quotes, so that `'user'` stays what it is: roles are not in disguise.
+    """
     hidden = list(tokens)
     words = [at for at, token in enumerate(tokens) if not token.isspace()]
     for place, at in enumerate(words):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from model.control_tokens import ControlTokenError, ControlTokens, PlainTextTokenizer, is_control
+from model.control_tokens import ControlTokens, PlainTextTokenizer, is_control
 
 REPLACEMENT = "\ufffd"
 MAX_HELD_TOKENS = 12  # more than any character has
@@ -55,10 +55,7 @@ class Tokenizer:
             if is_control(token.content, is_special=token.special)
         }
         self.control_tokens = ControlTokens(control)
-        try:
-            self._plain = PlainTextTokenizer(self._tokenizer, values, control)
-        except ControlTokenError as error:
-            raise TokenizerError(str(error)) from error
+        self._plain = PlainTextTokenizer(self._tokenizer, values, control)
         decoder = values.get("decoder")
         self._is_byte_level = '"ByteLevel"' in json.dumps(decoder)
         # bytes one after the other and nothing else: a text is its tokens' texts, where those are whole characters

@@ -125,17 +125,27 @@ PROBE_MESSAGES: Messages = (
 PROBE_SHOWN = ("look_up", "First result", "Second result", "Answer", "Thanks")
 
 
-def tool_form(source_knows_tools: bool, renders: Callable[[ToolForm, Messages, Messages], str | None]) -> ToolForm:
-    """The first form in which a template shows a conversation with calls.
+def usable_forms(
+    knows_tools: bool, renders: Callable[[ToolForm, Messages, Messages], str | None]
+) -> tuple[ToolForm, ...]:
+    """The forms to offer a template, best first: its own if it shows calls, and text for what it refuses in its own.
 
-    renders: what the template makes of a conversation in a form; None if it refuses it.
+    knows_tools: whether its source speaks of tools. renders: what it makes of a conversation; None if it refuses.
     """
-    forms: tuple[ToolForm, ...] = (*NATIVE_FORMS, *TEXT_FORMS) if source_knows_tools else TEXT_FORMS
+    native = _first_shown(NATIVE_FORMS if knows_tools else (), renders)
+    as_text = _first_shown(TEXT_FORMS, renders)
+    found = tuple(form for form in (native, as_text) if form is not None)
+    return found or ((NativeTools(),) if knows_tools else (ToolsAsText(),))
+
+
+def _first_shown(
+    forms: Sequence[ToolForm], renders: Callable[[ToolForm, Messages, Messages], str | None]
+) -> ToolForm | None:
     for form in forms:
         rendered = renders(form, PROBE_MESSAGES, PROBE_TOOLS)
         if rendered is not None and all(text in rendered for text in PROBE_SHOWN):
             return form
-    return NativeTools() if source_knows_tools else ToolsAsText()
+    return None
 
 
 def _as_plain_message(message: Mapping[str, Any]) -> Message:

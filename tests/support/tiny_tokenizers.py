@@ -47,7 +47,7 @@ def sentence_piece() -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(pieces)}
     merges = merges_of([piece for piece in MERGED if piece not in ("the", "and", "ing")])
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary | {"▁th": len(vocabulary)}, merges=[*merges, ("▁", "th")], unk_token="<unk>")  # noqa: S106 - a token of text
+        models.BPE(vocab=vocabulary | {"▁th": len(vocabulary)}, merges=[*merges, ("▁", "th")], unk_token="<unk>")
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -111,4 +111,11 @@ def with_old_merges(text: str) -> str:
     """The same tokenizer.json with merges as older versions write them: `"a b"` for `["a", "b"]`."""
     values = json.loads(text)
     values["model"]["merges"] = [" ".join(merge) for merge in values["model"]["merges"]]
+    return json.dumps(values)
+
+
+def out_of_order(text: str) -> str:
+    """The same tokenizer.json with its added tokens listed backwards, so that a reader numbers them anew."""
+    values = json.loads(text)
+    values["added_tokens"].reverse()
     return json.dumps(values)

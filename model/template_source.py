@@ -3,7 +3,6 @@
 Separate from the environment because it deals with source text only, and runs once for each template.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,14 +42,29 @@ def with_tests_of(source: str, hide: Callable[[str], str]) -> str:
     return _rewritten(source, lambda tokens: _with_hidden_tests(tokens, hide))
 
 
-def names_after(source: str, mark: str) -> set[str]:
-    """The names that follow a mark in a template's code: `.` for methods and attributes, `|` for filters, `is`."""
-    found: set[str] = set()
+def names_behind(source: str, mark: str) -> set[str]:
+    """The names that follow a mark in a template's code: `|` for filters, `is` for tests."""
+    return {word for before, word, _ in _neighbours(source) if before == mark and word.isidentifier()}
+
+
+def called_names(source: str, *, of_values: bool) -> set[str]:
+    """The names that a template calls: methods of values, or functions."""
+    return {
+        word
+        for before, word, behind in _neighbours(source)
+        if behind == "(" and word.isidentifier() and word not in KEYWORDS
+        if (before == "." if of_values else before not in (".", "|", "is"))
+    }
+
+
+def _neighbours(source: str) -> list[tuple[str, str, str]]:
+    """Every token of a template's code between its neighbours; `is not` counts as `is`."""
+    found: list[tuple[str, str, str]] = []
 
     def look(tokens: list[str]) -> list[str]:
-        words = [token for token in tokens if not token.isspace()]
+        words = ["", *(token for token in tokens if not token.isspace()), ""]
         words = [word for at, word in enumerate(words) if word != "not" or words[at - 1] != "is"]
-        found.update(word for before, word in itertools.pairwise(words) if before == mark and _is_name(word))
+        found.extend(zip(words, words[1:], words[2:], strict=False))
         return tokens
 
     _rewritten(source, look)

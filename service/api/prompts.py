@@ -37,12 +37,7 @@ class PromptMaker:
     _one_long_text: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     async def of(
-        self,
-        prompt: str | Sequence[int],
-        truncate_to: int | None = None,
-        *,
-        add_special_tokens: bool = True,
-        parse_special: bool = True,
+        self, prompt: str | Sequence[int], truncate_to: int | None = None, *, parse_special: bool = True
     ) -> Prompt:
         """A plain prompt, text or token ids. parse_special: control tokens that the text spells are control tokens.
 
@@ -51,12 +46,7 @@ class PromptMaker:
         """
         if not isinstance(prompt, str):
             return Prompt(_truncated(tuple(prompt), truncate_to))
-        ids = await self.encode(
-            prompt,
-            add_special_tokens=add_special_tokens,
-            parse_special=parse_special,
-            may_be_cut=truncate_to is not None,
-        )
+        ids = await self.encode(prompt, parse_special=parse_special, may_be_cut=truncate_to is not None)
         kept = _truncated(tuple(ids), truncate_to)
         return Prompt(kept, prompt if len(kept) == len(ids) else self.tokenizer.decode(kept, skip_special_tokens=False))
 

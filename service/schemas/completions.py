@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import Text, TokenCount, TokenId, Usage, refusal
-from service.schemas.generation import MAX_CHOICES, AddSpecialTokens, OpenAIFields, ParseSpecial, StopReason
+from service.schemas.generation import MAX_CHOICES, OpenAIFields, ParseSpecial, StopReason
 
 MAX_PROMPTS = 128
 Ids = list[TokenId]
@@ -35,7 +35,6 @@ class CompletionRequest(OpenAIFields):
         description="Log-probabilities with this many alternatives; of the prompt too with echo.",
     )
 
-    add_special_tokens: AddSpecialTokens = True
     parse_special: ParseSpecial = True
 
     @property

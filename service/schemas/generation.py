@@ -33,9 +33,6 @@ GUIDES = ("regex", "choice", "json", "grammar")
 ParseSpecial = Annotated[
     bool, Field(description="Whether control tokens that the prompt spells are read as such; false: all is text.")
 ]
-AddSpecialTokens = Annotated[
-    bool, Field(description="Whether a prompt given as text gets what the model's post-processor adds.")
-]
 
 
 class StructuredOutputs(WireModel):

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import Text, TokenCount, TokenId, Usage, refusal
-from service.schemas.generation import AddSpecialTokens, GenerationFields, ParseSpecial, StopReason
+from service.schemas.generation import GenerationFields, ParseSpecial, StopReason
 
 
 class GenerateRequest(GenerationFields):
@@ -22,7 +22,6 @@ class GenerateRequest(GenerationFields):
         default=False, description="With `stream`: send how much of the prompt has been computed, while it is."
     )
 
-    add_special_tokens: AddSpecialTokens = True
     parse_special: ParseSpecial = True
 
     @model_validator(mode="after")

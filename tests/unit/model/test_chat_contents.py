@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.bundle import Bundle
 from model.chat import ChatTemplate, ChatTemplateError
-from model.control_tokens import PRIVATE, ControlTokens
+from model.control_tokens import STAND_INS, ControlTokens
 from model.tokenizer import Tokenizer
 from tests.support.chat_templates import MARKS, SPECIAL_TOKENS, TEMPLATES
 from tests.support.errors import one_line
@@ -119,6 +119,8 @@ def test_halves_of_a_token_do_not_meet(family: str, parts: tuple[str, str, str],
         ("{{ (m.content ~ m.role)[:10] }}", "<|im_end|>", "joined and cut"),
         ("{{ [m.content] | tojson(ensure_ascii=true) }}", "<|im_end|>", "as JSON in ASCII"),
         ("{{ {m.content: m.content} | tojson(indent=1) }}", "<|im_end|>", "as a key"),
+        ("{{ m }} {{ [m.content] }} {{ {'a': m.content} }}", "<|im_end|>", "printed within a value"),
+        ("{{ m.content | title | lower }}", "<|im_end|>", "with capital letters"),
         ("{{ m.content | upper | lower }}", "<|im_end|>", "in upper and lower case"),
         ("{% if '<|im_end|>' in m.content %}seen {{ m.content }}{% endif %}", "<|im_end|>", "sought and found"),
         ("{% if m.content == '<|im_end|>' %}{{ m.content }}{% endif %}", "<|im_end|>", "compared"),
@@ -186,18 +188,36 @@ def test_what_attend_adds_may_be_control_tokens() -> None:
     assert found.count("<tool_call>") == found.count("</tool_call>") == 1
 
 
-def test_private_characters_are_ordinary_contents() -> None:
-    """Also those that stand in for marks."""
-    content = "".join(chr(code) for code in PRIVATE[:300]) + "<|im_end|>"
+def test_stand_ins_are_ordinary_contents() -> None:
+    """Those that stand in for marks elsewhere."""
+    content = "".join(STAND_INS[:300]) + "<|im_end|>"
     rendered = marked_template("chatml").pieces(conversation(content, "b", content))
     assert "".join(rendered).count(content) == 2
 
 
-def test_too_many_private_characters_are_refused_in_one_line() -> None:
+def test_too_many_rare_characters_are_refused_in_one_line() -> None:
     """Nothing could stand in for a mark."""
-    with pytest.raises(ChatTemplateError, match="private character") as caught:
-        marked_template("chatml").render([{"role": "user", "content": "<" + "".join(map(chr, PRIVATE))}])
+    with pytest.raises(ChatTemplateError, match="rare ideograph") as caught:
+        marked_template("chatml").render([{"role": "user", "content": "<" + "".join(STAND_INS)}])
     one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ m }}",
+        "{{ [m.content] }}",
+        "{{ {'a': m.content} }}",
+        "{{ m | tojson(ensure_ascii=true) }}",
+        "{{ m | items | list }}",
+    ],
+)
+def test_values_are_printed_as_without_tokens(source: str) -> None:
+    """Python and minijinja escape what is not printable; nothing of that kind reaches the prompt."""
+    source = "{% for m in messages %}" + source + "{% endfor %}"
+    messages = [{"role": "user", "content": '<|im_end|> it\'s "é" 漢 \u200b'}]
+    control = ControlTokens(["<|im_end|>"])
+    assert ChatTemplate(source, {}, control).render(messages) == ChatTemplate(source, {}).render(messages)
 
 
 def test_json_is_json_with_or_without_marks() -> None:

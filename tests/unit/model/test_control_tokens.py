@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.bundle import Bundle
-from model.control_tokens import PRIVATE, ControlTokenError, ControlTokens, is_control
+from model.control_tokens import STAND_IN, STAND_INS, ControlTokenError, ControlTokens, is_control
 from model.tokenizer import Tokenizer
 from tests.support.errors import one_line
 from tests.support.tiny_tokenizers import (
@@ -157,18 +157,27 @@ def test_other_contents_need_no_disguise(content: str) -> None:
 
 
 def test_stand_ins_are_characters_that_no_content_has() -> None:
-    """So a content of private characters comes back as it is."""
-    content = "<" + "".join(chr(code) for code in PRIVATE[:5000])
+    """So a content of such characters comes back as it is."""
+    content = "<" + "".join(STAND_INS[:5000])
     disguise = TOKENS.disguise([content])
     assert disguise is not None
     assert disguise.reveal(disguise.hide(content)) == content
     assert not disguise.stand_ins & set(content)
 
 
-def test_contents_of_all_private_characters_are_refused() -> None:
+def test_stand_ins_are_written_as_they_are() -> None:
+    """Printable, without cases, and no white space: templates that change or print contents leave them alone."""
+    text = "".join(STAND_INS)
+    assert len(STAND_IN.findall(text)) == len(set(text)) == len(text)
+    assert repr(text) == f"'{text}'"
+    assert text.upper() == text.lower() == text.title() == text
+    assert not any(character.isspace() for character in text)
+
+
+def test_contents_of_all_stand_ins_are_refused() -> None:
     """There is nothing left that could stand in."""
     with pytest.raises(ControlTokenError) as caught:
-        TOKENS.disguise(["<" + "".join(map(chr, PRIVATE))])
+        TOKENS.disguise(["<" + "".join(STAND_INS)])
     one_line(caught.value)
 
 

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import minijinja
 
-from model.control_tokens import ControlTokenError, ControlTokens, Disguise, strings_in
+from model.control_tokens import ControlTokenError, ControlTokens, Disguise, exchanged, strings_in
 from model.template_environment import environment_of, values_of
 from model.template_source import with_tests_of
 from model.tool_messages import Message, ToolForm, tool_call_text, usable_forms
@@ -119,7 +119,9 @@ class ChatTemplate:
         has_calls = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
         form, conversation, text = self._first_rendered(asked, self.tool_forms if has_calls else (None,))
         try:
-            disguise = self._control_tokens.disguise(strings_in(conversation.contents))
+            disguise = self._control_tokens.disguise(
+                strings_in(conversation.contents), (self._source, *self._special_tokens.values())
+            )
         except ControlTokenError as error:
             raise ChatTemplateError(str(error)) from error
         if disguise is None:
@@ -175,8 +177,7 @@ class ChatTemplate:
             hidden = None
         if hidden is not None and disguise.reveal(hidden) == expected:
             return hidden
-        environment = environment_of(with_tests_of(self._source, disguise.hide))
-        return self._render(environment, disguised, form, disguise)
+        return self._render(_looking_for(self._source, disguise.marks), disguised, form, disguise)
 
     def _render(
         self,
@@ -207,6 +208,12 @@ class ChatTemplate:
             line = " ".join(message.split())
             raise ChatTemplateError(f"the model's chat template refuses these messages: {line}") from error
         return _cut_behind(text, begun) if conversation.continue_final_message else text
+
+
+@lru_cache(maxsize=8)  # a service has one template, and nearly always the same stand-ins
+def _looking_for(source: str, marks: tuple[tuple[str, str], ...]) -> minijinja.Environment:
+    """A template that looks for disguised marks."""
+    return environment_of(with_tests_of(source, lambda text: exchanged(text, marks)))
 
 
 def _without(written: Mapping[str, Any], *names: str) -> Message:

@@ -115,8 +115,10 @@ class ControlTokens:
         """A text as pieces: every second one is a control token that it spells."""
         return self._pattern.split(text)
 
-    def disguise(self, strings: Iterable[str]) -> "Disguise | None":
+    def disguise(self, strings: Iterable[str], others: Iterable[str] = ()) -> "Disguise | None":
         """Stand-ins for the characters with which these contents could spell a control token; None if they cannot.
+
+        others: further texts whose characters must not stand in, such as the template's.
 
         Raises:
             ControlTokenError: the contents use every character that could stand in.
@@ -125,7 +127,7 @@ class ControlTokens:
         has_words = any(_core(text) in self._words or self._bare.search(text) for text in texts)
         if not has_words and not any(self._marked.search(text) for text in texts):
             return None
-        taken = {character for text in texts for character in STAND_IN.findall(text)}
+        taken = {character for text in (*texts, *others) for character in STAND_IN.findall(text)}
         free = (character for character in STAND_INS if character not in taken)
         table = dict(zip(self._exchanged, free, strict=False))
         if len(table) < len(self._exchanged):
@@ -149,7 +151,7 @@ class Disguise:
     ) -> None:
         """table: every character that may be exchanged, and its stand-in. words, bare: where a content has any."""
         self._of_words = str.maketrans(dict(table))
-        self._of_marks = [(mark, table[mark]) for mark in marks]
+        self.marks = tuple((mark, table[mark]) for mark in marks)
         self._back = [(table[mark], mark) for mark in (table if words or bare else marks)]
         self._words = words
         self._bare = bare
@@ -165,17 +167,17 @@ class Disguise:
 
     def reveal(self, text: str) -> str:
         """The text that was disguised."""
-        return _exchanged(text, self._back)
+        return exchanged(text, self._back)
 
     def _hidden(self, text: str) -> str:
         if _core(text) in self._words:
             return text.translate(self._of_words)
         if self._bare is not None:
             text = self._bare.sub(lambda found: found.group().translate(self._of_words), text)
-        return _exchanged(text, self._of_marks)
+        return exchanged(text, self.marks)
 
 
-def _exchanged(text: str, pairs: Iterable[tuple[str, str]]) -> str:
+def exchanged(text: str, pairs: Iterable[tuple[str, str]]) -> str:
     """Character by character; for a few of them many times faster than `str.translate`."""
     for old, new in pairs:
         text = text.replace(old, new)

@@ -177,10 +177,7 @@ def _chain_start(tokens: Sequence[str], end: int) -> int:
 
 
 def _with_hidden_tests(tokens: list[str], hide: Callable[[str], str]) -> list[str]:
-    """Texts that are compared, or looked for, or given to methods that look for them.
-
-    They are hidden with their quotes, so that `'user'` stays what it is: roles are not in disguise.
-    """
+    """Texts that are compared, or looked for, or given to methods that look for them."""
     hidden = list(tokens)
     words = [at for at, token in enumerate(tokens) if not token.isspace()]
     for place, at in enumerate(words):

@@ -195,6 +195,13 @@ def test_stand_ins_are_ordinary_contents() -> None:
     assert "".join(rendered).count(content) == 2
 
 
+def test_stand_ins_of_the_template_are_the_templates() -> None:
+    """A template and its special tokens may have such characters too."""
+    source, special_tokens = STAND_INS[0] + "{{ bos_token }}{{ messages[0].content }}", {"bos_token": STAND_INS[1]}
+    template = ChatTemplate(source, special_tokens, ControlTokens(["<|im_end|>"]))
+    assert template.render([{"role": "user", "content": "<|im_end|>"}]) == f"{STAND_INS[0]}{STAND_INS[1]}<|im_end|>"
+
+
 def test_too_many_rare_characters_are_refused_in_one_line() -> None:
     """Nothing could stand in for a mark."""
     with pytest.raises(ChatTemplateError, match="rare ideograph") as caught:

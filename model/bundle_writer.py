@@ -45,6 +45,7 @@ from model.errors import UserError
 from model.gguf_file import FourBitBlocks
 from model.model_name import model_id_fault
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES, PRODUCT_PARTS, ROTATED_PRECISIONS, weight_name
+from model.template_check import template_findings
 from model.tokenizer import Tokenizer
 
 DEVICES = ("cpu",)
@@ -96,6 +97,7 @@ def export_bundle(request: ExportRequest, cache_dir: Path, say: Say = lambda _: 
     Raises:
         ExportError: the target folder holds something else.
         CheckpointError, UnsupportedModelError: the source cannot be read or exported.
+        ChatTemplateError: its chat template can never work.
     """
     out = request.out.resolve()  # `.` and links have siblings only there
     request = replace(request, out=out)
@@ -134,6 +136,8 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     checkpoint = read_checkpoint(path, request.model_id or source_name(request.source), sources)
     for note in checkpoint.notes:
         say(NOTE + note)
+    for finding in template_findings(checkpoint.chat_template, checkpoint.special_tokens):
+        say(finding)
     say(f"tracing {checkpoint.config.num_layers} layers to ONNX (licence of the weights: {checkpoint.licence})")
     transformer = load_transformer(checkpoint.config, checkpoint.tensors)
     facts = WeightFacts()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from model.control_tokens import ControlTokens, PlainTextTokenizer, is_control
 from model.errors import UserError
 
 REPLACEMENT = "\ufffd"
@@ -59,38 +60,53 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        decoder = json.loads(tokenizer_json).get("decoder")
+        values = json.loads(tokenizer_json)
+        control = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if is_control(token.content, is_special=token.special)
+        }
+        self.control_tokens = ControlTokens(control)
+        self._plain = PlainTextTokenizer(self._tokenizer, values, control)
+        decoder = values.get("decoder")
         self._is_byte_level = '"ByteLevel"' in json.dumps(decoder)
         # bytes one after the other and nothing else: a text is its tokens' texts, where those are whole characters
         self._is_additive = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
         self.longest_token_characters = max(map(len, self._tokenizer.get_vocab()))
         self._texts: dict[int, str] = {}  # single tokens that answers have shown, decoded
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: what the model's own post-processor adds, such as a start token.
 
         What a text already begins or ends with is not added again.
 
-        Special tokens written out in the text become their single ids, as chat templates need. A lone surrogate (from a
-        command line that is not UTF-8) counts as U+FFFD.
+        parse_special: control tokens written out in the text become their single ids; otherwise they stay text. A lone
+        surrogate (from a command line that is not UTF-8) counts as U+FFFD.
         """
-        try:
-            return self._encode(text, add_special_tokens)
-        except TypeError:  # how `tokenizers` refuses lone surrogates
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._encode(text, add_special_tokens)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """A batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on."""
+        text = _without_surrogates(text)
+        if not parse_special:
+            return self._plain.encode([text], add_special_tokens=add_special_tokens)
+        # a batch of one: `tokenizers` releases the interpreter lock only for batches, and streams must go on
         ids = list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
-        if not add_special_tokens:
-            return ids
+        return self._added_once(ids) if add_special_tokens else ids
+
+    def _added_once(self, ids: list[int]) -> list[int]:
+        """The ids without those that the tokenizer added to a text which had them already."""
         before, behind = len(self._added_before), len(self._added_behind)
         if before and ids[before : 2 * before] == self._added_before:
             ids = ids[before:]
         if behind and ids[-2 * behind : -behind] == self._added_behind and len(ids) >= 2 * behind:
             ids = ids[:-behind]
         return ids
+
+    def encode_pieces(self, pieces: Sequence[str], *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a rendered conversation: its second, fourth … piece is a control token, the others are text.
+
+        What the text spells stays text. Otherwise the ids are those of the pieces joined.
+        """
+        return self._plain.encode(
+            [_without_surrogates(piece) for piece in pieces], add_special_tokens=add_special_tokens
+        )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""
@@ -117,6 +133,15 @@ class Tokenizer:
         """A fresh detokenizer for one answer."""
         skipped_ids: frozenset[int] = self._special_ids if skip_special_tokens else frozenset()
         return IncrementalDetokenizer(self._tokenizer, skipped_ids, self._texts, is_additive=self._is_additive)
+
+
+def _without_surrogates(text: str) -> str:
+    """`tokenizers` refuses halves of UTF-16 pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class IncrementalDetokenizer:

@@ -186,12 +186,13 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, retur
 def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> Generator:
     """What the routes submit to."""
     config = bundle.config
+    tokenizer = Tokenizer(bundle.tokenizer_json)
     return Generator(
         manifest=bundle.manifest,
         prompts=PromptMaker(
             (*settings.served_model_names, config.model_id)[0],
-            Tokenizer(bundle.tokenizer_json),
-            _chat_template(bundle),
+            tokenizer,
+            _chat_template(bundle, tokenizer),
             engine_loop.limits.context_tokens,
         ),
         engine_loop=engine_loop,
@@ -234,6 +235,6 @@ def _create_app(engine_loop: EngineLoop) -> FastAPI:
     return app
 
 
-def _chat_template(bundle: Bundle) -> ChatTemplate | None:
+def _chat_template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
     source = bundle.chat_template
-    return None if source is None else ChatTemplate(source, bundle.manifest.special_tokens)
+    return None if source is None else ChatTemplate(source, bundle.manifest.special_tokens, tokenizer.control_tokens)

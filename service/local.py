@@ -80,10 +80,12 @@ class LocalModel:
             DecoderError, TokenizerError, ChatTemplateError: it cannot be used.
         """
         source = bundle.chat_template
+        tokenizer = Tokenizer(bundle.tokenizer_json)
+        special_tokens = bundle.manifest.special_tokens
         kv_cache = KVCache(bundle.config, num_rows=1, capacity_tokens=bundle.config.context_tokens)
         return cls(
-            Tokenizer(bundle.tokenizer_json),
-            None if source is None else ChatTemplate(source, bundle.manifest.special_tokens),
+            tokenizer,
+            None if source is None else ChatTemplate(source, special_tokens, tokenizer.control_tokens),
             frozenset(bundle.config.eos_token_ids),
             Engine(Decoder(bundle, kv_cache, threads), Scheduler(CHUNK_TOKENS), prefix_cache_bytes=PREFIX_CACHE_BYTES),
         )
@@ -106,9 +108,7 @@ class LocalModel:
         """
         if self.template is None:
             raise LocalModelError("this model has no chat template; use `attend generate --raw`")
-        return self._answer(
-            self.tokenizer.encode(self.template.render(messages), add_special_tokens=False), max_tokens, sampling
-        )
+        return self._answer(self.tokenizer.encode_pieces(self.template.pieces(messages)), max_tokens, sampling)
 
     def _answer(self, prompt_ids: Sequence[int], max_tokens: int, sampling: SamplingParams) -> LocalAnswer:
         room = max(1, self.engine.limits.context_tokens - len(prompt_ids))

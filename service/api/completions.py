@@ -45,7 +45,8 @@ async def completions(body: CompletionRequest, http_request: Request, generator:
 
 async def _submit(body: CompletionRequest, generator: Generator, caller: Caller) -> Generation:
     truncate_to = generator.truncation(body, body.max_tokens)
-    prompts = [await generator.prompts.of(prompt, truncate_to) for prompt in body.prompts]
+    parse_special = body.parse_special
+    prompts = [await generator.prompts.of(prompt, truncate_to, parse_special=parse_special) for prompt in body.prompts]
     best_of = body.best_of or body.n
     shown = body.logprobs if body.logprobs is not None or best_of == body.n else 0  # the likeliest must be known
     prompt_logprobs = body.prompt_logprobs

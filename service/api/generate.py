@@ -25,7 +25,8 @@ PROGRESS_S = 0.1  # how often a stream tells how much of its prompt has been com
 async def generate(body: GenerateRequest, http_request: Request, generator: GeneratorDependency) -> Response:
     """Continue a prompt; greedy unless a temperature is given. Streamed: an event per piece, the last one whole."""
     caller = generator.admit(body, body.model, http_request)
-    prompt = await generator.prompts.of(body.prompt, generator.truncation(body, body.max_tokens))
+    truncate_to = generator.truncation(body, body.max_tokens)
+    prompt = await generator.prompts.of(body.prompt, truncate_to, parse_special=body.parse_special)
     choosing = Choosing(body.n, body.max_tokens, body.logprobs)
     submission = Submission([prompt], body, choosing, caller, body.prompt_logprobs)
     generation = await generator.submit("gen", submission)

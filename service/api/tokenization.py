@@ -47,15 +47,18 @@ async def tokenize(body: TokenizeRequest, http_request: Request, generator: Gene
 async def _token_ids(body: TokenizeRequest, generator: GeneratorDependency) -> list[int]:
     prompts = generator.prompts
     if body.prompt is not None:
-        return await prompts.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return await prompts.encode(
+            body.prompt, add_special_tokens=body.add_special_tokens is not False, parse_special=body.parse_special
+        )
     assert body.messages is not None, "the schema asks for one of them"
     with blaming({"prompt": "messages"}):
         prompt = await prompts.of_messages(
-            body.messages, body.tools or (), add_generation_prompt=body.add_generation_prompt
+            body.messages,
+            body.tools or (),
+            add_generation_prompt=body.add_generation_prompt,
+            add_special_tokens=bool(body.add_special_tokens),
         )
-        if not body.add_special_tokens:
-            return list(prompt.ids)
-        return await prompts.encode(prompt.text or "", add_special_tokens=True)
+        return list(prompt.ids)
 
 
 @router.post("/detokenize", response_model=DetokenizeResponse, responses=REQUEST_ERRORS)

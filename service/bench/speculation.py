@@ -75,16 +75,17 @@ class SpeculationBench:
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         if bundle.chat_template is None:
             raise BenchError(f"{bundle.config.model_id} has no chat template; the prompts are messages")
-        self._template = ChatTemplate(bundle.chat_template, bundle.manifest.special_tokens)
         self._tokenizer = Tokenizer(bundle.tokenizer_json)
+        control_tokens = self._tokenizer.control_tokens
+        self._template = ChatTemplate(bundle.chat_template, bundle.manifest.special_tokens, control_tokens)
         self._eos_ids = frozenset(bundle.config.eos_token_ids)
         decoder = Decoder(bundle, KVCache(bundle.config, 1, CONTEXT_TOKENS), threads)
         self._engine = Engine(decoder, Scheduler(512))
 
     def compare(self, message: str, sampling: SamplingParams) -> Answered:
         """Answer a message without, then with speculation; decoding is timed, computing the prompt is not."""
-        rendered = self._template.render([{"role": "user", "content": message}])
-        prompt_ids = tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+        pieces = self._template.pieces([{"role": "user", "content": message}])
+        prompt_ids = tuple(self._tokenizer.encode_pieces(pieces))
         plain, plain_s = self._answer(prompt_ids, sampling, None)
         lookup = PromptLookup()
         guessed, guessed_s = self._answer(prompt_ids, sampling, lookup)

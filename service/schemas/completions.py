@@ -13,7 +13,7 @@ from service.schemas.base import (
     Usage,
     refusal,
 )
-from service.schemas.generation import MAX_CHOICES, OpenAIFields, StopReason
+from service.schemas.generation import MAX_CHOICES, OpenAIFields, ParseSpecial, StopReason
 
 MAX_PROMPTS = 128
 Ids = TokenIdList
@@ -46,6 +46,8 @@ class CompletionRequest(OpenAIFields):
         le=20,
         description="Log-probabilities with this many alternatives; of the prompt too with echo.",
     )
+
+    parse_special: ParseSpecial = True
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

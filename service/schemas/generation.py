@@ -33,6 +33,11 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 GUIDES = ("regex", "choice", "json", "grammar")
 
 
+ParseSpecial = Annotated[
+    bool, Field(description="Whether control tokens that the prompt spells are read as such; false: all is text.")
+]
+
+
 class StructuredOutputs(WireModel):
     """A constraint on the answer's form; give one of them. The names are vLLM's."""
 

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import OptionalInteger, Text, TokenIdList, TokenLimit, Usage, refusal
-from service.schemas.generation import GenerationFields, StopReason
+from service.schemas.generation import GenerationFields, ParseSpecial, StopReason
 
 
 class GenerateRequest(GenerationFields):
@@ -21,6 +21,8 @@ class GenerateRequest(GenerationFields):
     return_progress: bool = Field(
         default=False, description="With `stream`: send how much of the prompt has been computed, while it is."
     )
+
+    parse_special: ParseSpecial = True
 
     @model_validator(mode="after")
     def _progress_needs_a_stream(self) -> "GenerateRequest":

@@ -4,6 +4,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import RequestBody, Text, TokenIdList, refusal
 from service.schemas.chat import MAX_TOOLS, Tool
+from service.schemas.generation import ParseSpecial
 from service.schemas.messages import MAX_MESSAGES, ChatMessage
 
 
@@ -21,6 +22,7 @@ class TokenizeRequest(RequestBody):
     add_special_tokens: bool | None = Field(
         default=None, description="What the model's post-processor adds; default: true for prompt, false for messages."
     )
+    parse_special: ParseSpecial = True
     add_generation_prompt: bool = Field(default=True, description="With messages: open the assistant's turn.")
     return_token_strs: bool = Field(default=False, description="Return each token's text too.")
 
@@ -30,6 +32,9 @@ class TokenizeRequest(RequestBody):
             raise refusal("prompt", "prompt or messages: give one of them")
         if self.tools and self.messages is None:
             raise refusal("tools", "tools needs messages: a plain prompt has no place for them")
+        if not self.parse_special and self.messages is not None:
+            message = "parse_special needs prompt: what messages spell is plain text, what the template writes is not"
+            raise refusal("parse_special", message)
         if "add_generation_prompt" in self.model_fields_set and self.messages is None:
             raise refusal("add_generation_prompt", "add_generation_prompt needs messages: a plain prompt has no turns")
         return self

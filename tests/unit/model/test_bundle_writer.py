@@ -15,11 +15,12 @@ import pytest
 from model import bundle_writer
 from model.bundle import MANIFEST_NAME, Bundle, open_bundle
 from model.bundle_writer import ExportError, ExportRequest, default_bundle_path, export_bundle
+from model.chat import ChatTemplateError
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModelError
 from model.precision import DEFAULT_PRECISION, PRECISION_NAMES
 from tests.support.errors import one_line
-from tests.support.tiny_checkpoint import write_tiny_checkpoint
+from tests.support.tiny_checkpoint import END_TOKEN, write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -65,7 +66,8 @@ def test_same_weights_give_byte_identical_files(
     """Nothing of the time, the place or the run gets into the graph or the manifest."""
     monkeypatch.setattr("model.export.trace_graph", traced_once)  # what it replaces
     bundle, said = export(tiny_folder, tmp_path / "deep" / "in" / "folders")
-    assert [line.split(" ")[0] for line in said] == ["checking", "reading", "tracing", "converting", "writing"]
+    assert [line.split(" ")[0] for line in said] == ["checking", "reading", "the", "tracing", "converting", "writing"]
+    assert said[2].startswith("the chat template has no form for tools")
     for file in tiny_bundle.path.iterdir():
         assert (bundle.path / file.name).read_bytes() == file.read_bytes(), file.name
 
@@ -298,3 +300,15 @@ def test_default_bundles_of_different_precisions_lie_apart(tmp_path: Path) -> No
     """Both can be kept in one cache."""
     paths = {default_bundle_path(tmp_path, precision) for precision in PRECISION_NAMES}
     assert len(paths) == len(PRECISION_NAMES)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('never') }}"])
+def test_a_chat_template_that_can_never_work_stops_the_export(tmp_path: Path, template: str) -> None:
+    """Before the weights are traced, and in one line; nothing is left behind."""
+    source = write_tiny_checkpoint(tmp_path / "source")
+    settings = {"chat_template": template, "eos_token": END_TOKEN, "bos_token": None}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ChatTemplateError, match="mend the template") as caught:
+        export(source, tmp_path / "out")
+    one_line(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -100,10 +100,12 @@ def test_templates_in_messages_are_text(client: TestClient, bomb: str) -> None:
     """Nothing of a request is ever executed: the prompt has the braces as they were sent."""
     rendered = f"<user>{bomb}\n<assistant>"
     chat = client.post(CHAT, json=body_for(CHAT, bomb)).json()
-    assert chat["usage"]["prompt_tokens"] == len(TOKENIZER.encode(rendered))
-    assert chat["choices"][0]["message"]["content"] == answer_to(rendered)
+    prompt_ids = TOKENIZER.encode(rendered, parse_special=False)
+    assert chat["usage"]["prompt_tokens"] == len(prompt_ids)
+    answer = TOKENIZER.decode(expected_tokens(prompt_ids, 8))
+    assert chat["choices"][0]["message"]["content"] == answer
     response = client.post(RESPONSES, json=body_for(RESPONSES, bomb)).json()
-    assert response["output"][0]["content"][0]["text"] == answer_to(rendered)
+    assert response["output"][0]["content"][0]["text"] == answer
     tokens = client.post("/tokenize", json={"messages": [{"role": "user", "content": bomb}]}).json()["tokens"]
     shown = client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
     assert shown == rendered

@@ -23,6 +23,7 @@ from tests.support.api_client import CHAT, COMPLETIONS, GENERATE, RESPONSES, Jso
 from tests.support.fake_decoder import END_ID, FakeDecoder, expected_tokens
 from tests.support.fake_service import fake_app
 from tests.support.requests import TOKENIZER
+from tests.support.tiny_checkpoint import END_TOKEN
 
 MODELS: dict[str, type[WireModel]] = {
     COMPLETIONS: CompletionRequest,
@@ -222,6 +223,7 @@ OPENAI = [
     Row("stream_options", {"stream": True}, {"include_usage": True}, has_usage_chunks),
     Row("stream_options", {"stream": True}, {"continuous_usage_stats": True}, has_usage_chunks),
 ]
+SPELLED = {"prompt": f"a{END_TOKEN}b"}
 TWO_TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}]
 ROWS: dict[str, list[Row]] = {
     COMPLETIONS: [
@@ -230,6 +232,7 @@ ROWS: dict[str, list[Row]] = {
         Row("prompt", {}, "you", text),
         Row("best_of", SAMPLED, 4, completion_tokens),
         Row("echo", {}, True, text),
+        Row("parse_special", SPELLED, False, prompt_tokens),
         Row("logprobs", {}, 2, logprobs),
     ],
     CHAT: [
@@ -251,6 +254,7 @@ ROWS: dict[str, list[Row]] = {
         *sampling_rows(GENERATE),
         Row("prompt", {}, "you", text),
         Row("logprobs", {}, 2, logprobs),
+        Row("parse_special", SPELLED, False, prompt_tokens),
         Row("return_progress", {"stream": True}, True, has_progress),
     ],
     RESPONSES: [

@@ -29,13 +29,13 @@ def counted(node: Schema, counts: Counts, place: Place) -> Schema:
     """An object (`properties`, `required`, `additionalProperties`, perhaps `patternProperties`) with these counts.
 
     Raises:
-        ConstraintError: they cannot be enforced, or nothing has so many properties.
+        UnsatisfiableError: nothing has so many properties. ConstraintError: they cannot be enforced.
     """
     optional = [name for name in node["properties"] if name not in node["required"]]
     num_required, num_listed = len(node["required"]), len(node["properties"])
     can_add = node["additionalProperties"] is not False or "patternProperties" in node
     if counts.most < max(num_required, counts.fewest) or (not can_add and counts.fewest > num_listed):
-        raise place.error("may not have as many properties as it must: nothing can match it")
+        raise place.unsatisfiable("may not have as many properties as it must")
     if not can_add:
         is_any = counts.fewest <= num_required and counts.most >= num_listed
         return node if is_any else _alternatives(node, optional, counts, place)

@@ -7,7 +7,7 @@ would close a known name again. JSON is compact here (", " and ": "), as the gra
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -76,11 +76,23 @@ class TokenBytes:
 
 @dataclass
 class _Container:
-    """An object or array that is open. names: of an object's properties so far."""
+    """An object or array that is open. names: of an object's properties so far.
+
+    has_repeated: the grammar left no other name, as a pattern does that few match; so nothing more is added.
+    """
 
     is_object: bool
     awaits_name: bool
     names: set[bytes] = field(default_factory=set)
+    has_repeated: bool = False
+
+    def copy(self) -> "_Container":
+        """One that goes on by itself."""
+        return replace(self, names=set(self.names))
+
+    def is_full(self, most_keys: int) -> bool:
+        """Whether it is an object that takes no further property."""
+        return self.is_object and (self.has_repeated or len(self.names) >= most_keys)
 
 
 class _Reader:
@@ -100,7 +112,7 @@ class _Reader:
         """One that reads on by itself."""
         other = _Reader(self._rules)
         other.__dict__.update(self.__dict__)
-        other.containers = [_Container(each.is_object, each.awaits_name, set(each.names)) for each in self.containers]
+        other.containers = [each.copy() for each in self.containers]
         other.name = None if self.name is None else bytearray(self.name)
         return other
 
@@ -127,7 +139,7 @@ class _Reader:
     @property
     def is_full(self) -> bool:
         """Whether an object that is open has all the properties that it may have."""
-        return any(len(each.names) >= self._rules.most_keys for each in self.containers)
+        return any(each.is_full(self._rules.most_keys) for each in self.containers)
 
     def _read_in_string(self, byte: int) -> bool:
         if byte == _QUOTE and not self.is_escaped:
@@ -141,10 +153,11 @@ class _Reader:
 
     def _close_name(self) -> bool:
         assert self.name is not None, "a name is being read"
-        names, name = self.containers[-1].names, bytes(self.name)
+        top, name = self.containers[-1], bytes(self.name)
         self.name = None
-        is_new = name not in names
-        names.add(name)
+        is_new = name not in top.names
+        top.has_repeated |= not is_new
+        top.names.add(name)
         return is_new
 
     def _read_outside(self, byte: int) -> bool:
@@ -160,7 +173,7 @@ class _Reader:
             self.is_json = bool(self.containers) or not self._rules.in_calls
         elif byte == _COMMA and top is not None and top.is_object:
             top.awaits_name = True
-            return len(top.names) < self._rules.most_keys
+            return not top.is_full(self._rules.most_keys)
         return True
 
 

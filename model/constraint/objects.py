@@ -32,7 +32,7 @@ class Names:
     """An object's properties. listed, patterns: what is said of each. added: the schema of others, False for none."""
 
     listed: dict[str, list[Any]]
-    patterns: dict[str, list[Any]]
+    patterns: dict[str, Any]
     added: Any
     required: list[str]
 
@@ -48,11 +48,17 @@ class Names:
         for name in required:
             if name not in listed:
                 listed[name] = [added if _says_added(parts) else True]
-        patterns: dict[str, list[Any]] = {}
-        for part in parts:
-            for pattern, schema in part.get("patternProperties", {}).items():
-                patterns.setdefault(checked_pattern(pattern, place.property(pattern)), []).append(schema)
-        return cls(listed, patterns, added, required)
+        patterns = {
+            checked_pattern(pattern, place.property(pattern)): all_of(schemas)
+            for pattern, schemas in _by_pattern(parts).items()
+        }
+        return cls(
+            listed, {pattern: schema for pattern, schema in patterns.items() if schema is not False}, added, required
+        )
+
+    def is_free(self, pattern: str) -> bool:
+        """Whether a pattern says nothing, and of names that are listed: then it must not narrow those."""
+        return self.patterns[pattern] is True and any(_matches(pattern, name) for name in self.listed)
 
     def named(self, rule: Mapping[str, Any] | None, place: Place) -> "Names":
         """What `propertyNames` leaves. rule: its words in one node; None where no name fits.
@@ -78,7 +84,7 @@ class Names:
             )
         lengths = f"{{{rule.get('minLength', 0)},{rule.get('maxLength', '')}}}"
         pattern = rule.get("pattern", rf"^(?s:.){lengths}$")
-        return replace(self, listed=kept, patterns={pattern: [self.added]}, added=False)
+        return replace(self, listed=kept, patterns={pattern: self.added}, added=False)
 
 
 def listed_properties(parts: Sequence[Schema]) -> dict[str, list[Any]]:
@@ -94,6 +100,19 @@ def listed_properties(parts: Sequence[Schema]) -> dict[str, list[Any]]:
                 if name not in own and not any(_matches(pattern, name) for pattern in patterns):
                     schemas.append(part["additionalProperties"])
     return listed
+
+
+def _by_pattern(parts: Sequence[Schema]) -> dict[str, list[Any]]:
+    """The same for names by pattern."""
+    patterns: dict[str, list[Any]] = {}
+    for part in parts:
+        for pattern, schema in part.get("patternProperties", {}).items():
+            patterns.setdefault(pattern, []).append(schema)
+    for part in parts:
+        if "additionalProperties" in part:
+            for pattern in patterns.keys() - part.get("patternProperties", {}).keys():
+                patterns[pattern].append(part["additionalProperties"])
+    return patterns
 
 
 def added_properties(parts: Sequence[Schema], rules: SchemaRules) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model.constraint.errors import ConstraintError
+from model.constraint.errors import ConstraintError, UnsatisfiableError
 
 _MOST_NAME_CHARACTERS = 80
 
@@ -30,3 +30,7 @@ class Place:
     def error(self, problem: str) -> ConstraintError:
         """The error that something is wrong here."""
         return ConstraintError(f"{self}: {problem}")
+
+    def unsatisfiable(self, reason: str) -> UnsatisfiableError:
+        """The error that nothing can be written here."""
+        return UnsatisfiableError(f"{self}: {reason}: nothing can match it")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.constraint.counting import Counts, counted, most_properties
+from model.constraint.errors import UnsatisfiableError
 from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, bounded_number, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
 from model.constraint.merging import Shape, all_of, inferred_types, merged
@@ -86,7 +87,7 @@ class _Preparation:
         """The root, then every definition that it needs."""
         root = self._prepared(self._document, self._place)
         if root is False:
-            raise self._place.error("nothing can match it")
+            raise self._place.unsatisfiable("it contradicts itself")
         definitions: dict[str, Any] = {}
         while len(definitions) < len(self._definitions):  # preparing one may need others
             for definition in list(self._definitions.values())[len(definitions) :]:
@@ -130,7 +131,7 @@ class _Preparation:
         if "$ref" in kept:
             reference = kept.pop("$ref")
             if reference in references:
-                raise place.error(f"{reference!r:.80} refers to itself: nothing can match it")
+                raise place.unsatisfiable(f"{reference!r:.80} refers to itself")
             added.insert(0, (resolved(self._document, reference, place), (*references, reference)))
         together = _Together()
         for branch, seen in added:
@@ -150,14 +151,23 @@ class _Preparation:
         if not choices:
             return self._plain(parts, place)
         choice, rest = choices[0], choices[1:]
-        branches = [self._branch(branch, parts, rest, place) for branch in choice.branches]
+        reasons: list[UnsatisfiableError] = []
+        branches: list[Any] = []
+        for branch in choice.branches:
+            try:
+                branches.append(self._branch(branch, parts, rest, place))
+            except UnsatisfiableError as error:
+                reasons.append(error)
         possible = [branch for branch in branches if branch is not False]
+        if not possible and reasons:
+            raise reasons[0]
         if len(possible) < 2:
             return possible[0] if possible else False
         is_exclusive = choice.is_exclusive and not self._are_disjoint(choice.branches, parts, place)
         return {"oneOf" if is_exclusive else "anyOf": possible}
 
     def _branch(self, branch: Any, parts: list[Schema], choices: list[_Choice], place: Place) -> Any:
+        """One branch with all that holds beside it; False where it contradicts that."""
         if not parts and not choices:
             return self._prepared(branch, place)
         self._count(place)
@@ -238,12 +248,10 @@ class _Preparation:
             names = names.named(None if together.is_impossible else merged(together.parts), place)
         can_add = names.added is not False or bool(names.patterns)
         self._may_name_keys |= can_add
-        properties = {
-            name: self._prepared(all_of(schemas), place.property(name)) for name, schemas in names.listed.items()
-        }
+        properties = {name: self._property(name, names, place) for name in names.listed}
         for name in names.required:
             if properties.get(name, False) is False:
-                raise place.error(f"requires {name!r:.80}, for which nothing can match")
+                raise place.unsatisfiable(f"requires {name!r:.80}, which may not be there")
         node |= {
             "properties": {name: value for name, value in properties.items() if value is not False or can_add},
             "required": [name for name in properties if name in names.required],
@@ -251,12 +259,21 @@ class _Preparation:
         }
         if names.patterns:
             node["patternProperties"] = {
-                pattern: self._prepared(all_of(schemas), place.property(pattern))
-                for pattern, schemas in names.patterns.items()
+                pattern: names.is_free(pattern) or self._prepared(schema, place.property(pattern))
+                for pattern, schema in names.patterns.items()
             }
         fewest = max((part["minProperties"] for part in parts if "minProperties" in part), default=0)
         most = min((part["maxProperties"] for part in parts if "maxProperties" in part), default=math.inf)
         return counted(node, Counts(fewest, most), place)
+
+    def _property(self, name: str, names: Names, place: Place) -> Any:
+        """The schema of a property; False where it may not be there."""
+        try:
+            return self._prepared(all_of(names.listed[name]), place.property(name))
+        except UnsatisfiableError:
+            if name in names.required:
+                raise
+            return False
 
 
 def _choices(kept: Schema) -> Iterator[_Choice]:

@@ -174,7 +174,7 @@ def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> G
             Limits(settings.max_requests_per_minute, settings.max_tokens_per_minute, settings.max_concurrent_requests)
         ),
         created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
-        settings=GenerationSettings(settings.request_timeout_s, settings.cache_per_key),
+        settings=GenerationSettings(settings.request_timeout_s, settings.cache_per_key, settings.open_objects),
     )
 
 

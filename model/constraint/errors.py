@@ -6,7 +6,7 @@ _MOST_ERROR_CHARACTERS = 200
 _KNOWN = {
     "NoExtension": "nothing can match it",
     "schema is false": "nothing can match it",
-    "oneOf constraints are not supported": '"oneOf" whose branches may overlap cannot be enforced; use anyOf, or const tags',
+    "oneOf constraints are not supported": '"oneOf" with branches that may overlap cannot be enforced; use anyOf',
 }
 
 

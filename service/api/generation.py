@@ -158,10 +158,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What the service's settings say of requests. request_timeout_s: 0 is none."""
+    """What the service's settings say of requests. request_timeout_s: 0 is none.
+
+    opens_objects: objects of schemas that list their properties may add others, where they do not say.
+    """
 
     request_timeout_s: float = 0.0
     is_cache_per_key: bool = False
+    opens_objects: bool = False
 
 
 @dataclass(frozen=True)
@@ -258,11 +262,15 @@ class Generator:
     async def _compile(self, submission: Submission, count: int) -> list[Constraint]:
         """One constraint for each answer, compiled off the event loop."""
         choosing, fields = submission.choosing, submission.fields
-        spec = choosing.constraint or guide_form(fields)
-        if spec is None:
+        if choosing.constraint is None and fields.guide is None:
             return []
+
+        def compiled() -> list[Constraint]:
+            spec = choosing.constraint or guide_form(fields, opens_objects=self.settings.opens_objects)
+            return [] if spec is None else [self.constraints.compile(spec) for _ in range(count)]
+
         with blaming_form(choosing.form_field or fields.guide_field):
-            return await asyncio.to_thread(lambda: [self.constraints.compile(spec) for _ in range(count)])
+            return await asyncio.to_thread(compiled)
 
     def _deadline(self, submission: Submission) -> float | None:
         """The earlier of the request's own deadline and the service's."""

@@ -11,7 +11,8 @@ MAX_MESSAGES = 2048
 MAX_PARTS = 256
 MAX_TOOLS = 128
 
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+# With the dots, slashes and colons that MCP servers and gateways put in names, and MCP's length.
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./:-]{1,128}$")]
 
 
 class TextPart(WireModel):
@@ -32,10 +33,10 @@ def text_of(content: str | list[TextPart] | None) -> str:
 
 
 class CalledFunction(WireModel):
-    """A function and its arguments, JSON in a string."""
+    """A function and its arguments, JSON in a string; of a call that was cut, whatever there is."""
 
     name: ToolName
-    arguments: Text
+    arguments: Text | JsonObject | None = None
 
 
 class ToolCallMessage(WireModel):
@@ -201,9 +202,9 @@ class ChatCompletionRequest(OpenAIFields):
             raise refusal("tool_choice", f"tool_choice names {choice.function.name!r}, which is not in tools")
         wants_form = self.response_format is not None and self.response_format.type != "text"
         if wants_form and self.guide is not None:
-            raise refusal("response_format", "response_format and a guide cannot be given together")
-        if (wants_form or self.guide is not None) and self.uses_tools:
-            raise refusal("response_format", "response_format or a guide cannot be given with tools that may be called")
+            raise refusal("response_format", f"give response_format or {self.guide_field}, not both")
+        if self.guide_field is not None and self.uses_tools:
+            raise refusal(self.guide_field, f"{self.guide_field} cannot be given with tools that may be called")
         if self.speculation and (wants_form or self.uses_tools):
             raise refusal("speculation", "speculation cannot be given with response_format or tools")
 

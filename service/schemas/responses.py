@@ -58,7 +58,7 @@ class FunctionCallItem(WireModel):
     type: Literal["function_call"]
     call_id: Text
     name: ToolName
-    arguments: Text
+    arguments: Text | JsonObject | None = None
     id: Text | None = None
     status: Text | None = None
 
@@ -161,10 +161,10 @@ class ResponsesRequest(EngineFields):
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not in tools")
         has_form = self.text.format.type != "text"
-        if has_form and (self.uses_tools or self.guide is not None):
-            raise refusal("text.format", "text.format cannot be given with a guide or tools that may be called")
-        if self.uses_tools and self.guide is not None:
-            raise refusal("tools", f"{self.guide_field} cannot be given with tools that may be called")
+        if has_form and self.guide is not None:
+            raise refusal("text.format", f"give text.format or {self.guide_field}, not both")
+        if self.guide_field is not None and self.uses_tools:
+            raise refusal(self.guide_field, f"{self.guide_field} cannot be given with tools that may be called")
         if self.speculation and (has_form or self.uses_tools):
             raise refusal("speculation", "speculation cannot be given with text.format or tools")
         return self

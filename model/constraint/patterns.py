@@ -5,12 +5,18 @@ of a grammar. The engine below, Rust's `regex`, reads `\d` as every digit of Uni
 """
 
 import re
+from collections.abc import Mapping
 
 from model.constraint.errors import ConstraintError
 
 # A request asks for Unicode's classes with Rust's own flag, in front of the pattern or of a group: (?u) or (?u:…).
 _ASKS_FOR_UNICODE = re.compile(r"\(\?[a-tv-zA-Z]*u[a-zA-Z]*(-[a-zA-Z]*)?[:)]")
 _ASCII_SETS = {"d": "0-9", "w": "0-9A-Za-z_", "s": r" \t\n\r\f\v"}
+_UNICODE_SETS = {
+    "d": r"\p{Nd}",
+    "w": r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}",
+    "s": r"\p{White_Space}",
+}
 _LOOK_AROUNDS = ("(?=", "(?!", "(?<=", "(?<!")
 # A Lark text's parts in which slashes are no regex: strings, comments; then the regexes themselves.
 _LARK_PARTS = re.compile(
@@ -25,9 +31,8 @@ def ascii_pattern(pattern: str) -> str:
         ConstraintError: it looks around or refers back, which no constraint can.
     """
     _check_supported(pattern)
-    if _ASKS_FOR_UNICODE.search(pattern):
-        return pattern
-    return "".join(_ascii(text, is_in_class) for text, is_in_class in _pieces(pattern))
+    sets = _UNICODE_SETS if _ASKS_FOR_UNICODE.search(pattern) else _ASCII_SETS
+    return "".join(_spelt_out(text, sets, is_in_class) for text, is_in_class in _pieces(pattern))
 
 
 def schema_pattern(pattern: str) -> str:
@@ -78,11 +83,11 @@ def _pieces(pattern: str) -> list[tuple[str, bool]]:
     return pieces
 
 
-def _ascii(text: str, is_in_class: bool) -> str:
-    """One piece: a class by its letter becomes one of ASCII, everything else stays."""
-    if len(text) != 2 or text[0] != "\\" or text[1].lower() not in _ASCII_SETS:
+def _spelt_out(text: str, sets: Mapping[str, str], is_in_class: bool) -> str:
+    """One piece: a class by its letter becomes one of these sets, everything else stays."""
+    if len(text) != 2 or text[0] != "\\" or text[1].lower() not in sets:
         return text
-    characters = _ASCII_SETS[text[1].lower()]
+    characters = sets[text[1].lower()]
     if text[1].isupper():
         return f"[^{characters}]"  # inside a class it is a class in a class
     return characters if is_in_class else f"[{characters}]"

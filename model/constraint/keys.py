@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from model.constraint.tool_syntax import TOOL_CALL_BEGIN
 
-MAX_KEY_BYTES = 128  # of a name that the model makes up
+MAX_KEY_BYTES = 64  # of a name that the model makes up
 
 _BEGIN = TOOL_CALL_BEGIN.encode()
 _QUOTE, _BACKSLASH, _COMMA, _U = b'"\\,u'

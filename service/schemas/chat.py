@@ -103,7 +103,7 @@ class JsonObjectFormat(WireModel):
 
 
 class NamedSchema(WireModel):
-    """A JSON schema with a name. The answer always fits it, whatever `strict` says."""
+    """A JSON schema with a name. The answer always fits it; `strict` closes objects that do not say."""
 
     name: ToolName
     description: Text | None = None
@@ -122,7 +122,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class Function(WireModel):
-    """A function that the model may call. Arguments always fit `parameters`, whatever `strict` says."""
+    """A function that the model may call. Arguments fit `parameters`; `strict` closes objects that do not say."""
 
     name: ToolName
     description: Text | None = None

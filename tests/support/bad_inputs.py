@@ -275,13 +275,6 @@ CONVERSATIONS = [
         "input.0.name",
         "pattern",
     ),
-    bad(
-        RESPONSES,
-        "arguments are no JSON",
-        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]},
-        "input",
-        "message 0: the arguments of 'f' are not a JSON object",
-    ),
     bad(RESPONSES, "item is text", {"input": ["hi"]}, "input.0", "'message'"),
     bad(
         RESPONSES,

@@ -240,7 +240,7 @@ def test_with_tools_and_a_form_the_answer_is_a_call_or_fits(
 ) -> None:
     """Agents with a typed result send both on every turn."""
     decoder.next_token = says(said)
-    fields = {
+    fields: Json = {
         "tools": [tool(route)],
         "tool_choice": named(route, "weather") if choice == "named" else choice,
         **formed(route, FORM if has_schema else None),
@@ -296,7 +296,7 @@ def test_objects_are_closed_unless_something_opens_them(
 def test_a_function_without_parameters_takes_none(client: TestClient, decoder: FakeDecoder, route: str) -> None:
     """The model cannot make some up."""
     decoder.next_token = says('<tool_call>\n{"name": "weather", "arguments": {"x": 1}}\n</tool_call>')
-    fields = {"tools": [tool(route, parameters=None)], "tool_choice": named(route, "weather")}
+    fields: Json = {"tools": [tool(route, parameters=None)], "tool_choice": named(route, "weather")}
     assert ask(client, route, **fields).calls == [("weather", "{}")]
 
 

@@ -104,9 +104,9 @@ class Tokenizer:
 
         What the text spells stays text. Otherwise the ids are those of the pieces joined.
         """
-        return self._plain.encode(
-            [_without_surrogates(piece) for piece in pieces], add_special_tokens=add_special_tokens
-        )
+        texts = [_without_surrogates(piece) for piece in pieces]
+        ids = self._plain.encode(texts, add_special_tokens=add_special_tokens)
+        return self._added_once(ids) if add_special_tokens else ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no UTF-8 character become U+FFFD."""

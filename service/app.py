@@ -202,7 +202,10 @@ def _generator(settings: Settings, bundle: Bundle, engine_loop: EngineLoop) -> G
         ),
         created=int((bundle.path / MANIFEST_NAME).stat().st_mtime),
         settings=GenerationSettings(
-            settings.request_timeout_s, settings.cache_per_key, settings.unknown_fields == "ignore"
+            settings.request_timeout_s,
+            settings.cache_per_key,
+            settings.unknown_fields == "ignore",
+            settings.open_objects,
         ),
         served_names=settings.served_model_names,
     )

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=0.0, ge=0, le=86400, description="A request not complete by then ends with an error, seconds; 0: never."
     )
+    open_objects: bool = Field(
+        default=False,
+        description="Whether an object that lists properties may add others, where its schema does not say.",
+    )
     log_requests: bool = Field(default=False, description="Write a line of JSON for each request to standard error.")
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=3600, description="Longest wait for running requests at shutdown, seconds."

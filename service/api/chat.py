@@ -1,13 +1,14 @@
 """POST /v1/chat/completions, as the OpenAI clients speak it."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from model.constraint import ConstraintSpec, ToolSpec
 from service.api import logprobs
 from service.api.dependencies import GeneratorDependency
+from service.api.forms import ANY_OBJECT, AnswerForm
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
 from service.api.responses import GENERATION_ANSWERS, json_response
@@ -23,7 +24,7 @@ from service.schemas.chat import (
     ChatLogprobs,
     JsonObjectFormat,
     JsonSchemaFormat,
-    Tool,
+    NamedToolChoice,
     ToolCall,
 )
 
@@ -76,32 +77,25 @@ async def _submit(body: ChatCompletionRequest, generator: Generator, caller: Cal
         shown = (body.top_logprobs or 0) if body.logprobs else None
         form_field = "tools" if body.uses_tools else "response_format"
         with blaming_form(form_field):
-            form = answer_form(body)
+            form = await answer_form(body).spec(opens_objects=generator.settings.opens_objects)
         choosing = Choosing(body.n, max_tokens, shown, form, form_field if form is not None else None)
         return await generator.submit("chatcmpl", Submission([prompt], body, choosing, caller, body.prompt_logprobs))
 
 
-def answer_form(body: ChatCompletionRequest) -> ConstraintSpec | None:
-    """The constraint that `response_format` or the tools put on the answer.
-
-    Raises:
-        ConstraintError: it is too large.
-    """
+def answer_form(body: ChatCompletionRequest) -> AnswerForm:
+    """What `response_format` and the tools say of the answer; a named function is called once."""
+    tools, choice = body.callable_tools, body.tool_choice
+    form = AnswerForm(
+        tools,
+        is_call=bool(tools) and choice not in (None, "auto"),
+        is_single=not body.parallel_tool_calls or isinstance(choice, NamedToolChoice),
+    )
     match body.response_format:
         case JsonObjectFormat():
-            return ConstraintSpec.json_object()
+            return replace(form, schema=ANY_OBJECT)
         case JsonSchemaFormat(json_schema=named):
-            return ConstraintSpec.json_schema(named.schema_)
-    if not body.uses_tools:
-        return None
-    is_required = body.tool_choice not in (None, "auto")
-    return tool_form(body.callable_tools, is_required=is_required, allows_many=body.parallel_tool_calls)
-
-
-def tool_form(tools: list[Tool], *, is_required: bool, allows_many: bool) -> ConstraintSpec:
-    """The constraint of an answer that calls, or may call, functions."""
-    specs = [ToolSpec(tool.function.name, tool.function.parameters or {"type": "object"}) for tool in tools]
-    return ConstraintSpec.tools(specs, is_required=is_required, allows_many=allows_many)
+            return replace(form, schema=named.schema_, is_strict=bool(named.strict))
+    return form
 
 
 class ChatWriter:
@@ -111,7 +105,9 @@ class ChatWriter:
         self._generation = generation
         self._body = body
         self._tokenizer = generator.prompts.tokenizer
-        self._parsers = [ToolCallParser() for _ in generation.requests] if body.uses_tools else []
+        calls_follow_text = body.response_format is None or body.response_format.type == "text"
+        parsers = [ToolCallParser(calls_follow_text=calls_follow_text) for _ in generation.requests]
+        self._parsers = parsers if body.uses_tools else []
         self.is_plain = not self._parsers and not body.logprobs
 
     def opening(self) -> list[Choice]:
@@ -145,9 +141,7 @@ class ChatWriter:
     def _deltas(self, index: int, event: TokenEvent) -> list[dict[str, Any]]:
         if not self._parsers:
             return [{"content": event.text}] if event.text else []
-        parser = self._parsers[index]
-        deltas = parser.push(event.text) if event.text else []
-        return deltas + parser.flush() if event.finish_reason is not None else deltas
+        return self._parsers[index].read(event)
 
     def _finish_reason(self, index: int, event: TokenEvent) -> str | None:
         called = bool(self._parsers) and self._parsers[index].is_called

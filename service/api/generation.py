@@ -169,11 +169,15 @@ class Generation:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Settings for requests. request_timeout_s: 0 disables the timeout."""
+    """Settings for requests. request_timeout_s: 0 disables the timeout.
+
+    opens_objects: objects of schemas that list their properties may add others, where they do not say.
+    """
 
     request_timeout_s: float = 0.0
     is_cache_per_key: bool = False
     ignores_unknown_fields: bool = False
+    opens_objects: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,11 +294,15 @@ class Generator:
     async def _compile(self, submission: Submission, count: int) -> list[Constraint]:
         """One constraint for each answer, compiled off the event loop."""
         choosing, fields = submission.choosing, submission.fields
-        spec = choosing.constraint or guide_form(fields)
-        if spec is None:
+        if choosing.constraint is None and fields.guide is None:
             return []
+
+        def compiled() -> list[Constraint]:
+            spec = choosing.constraint or guide_form(fields, opens_objects=self.settings.opens_objects)
+            return [] if spec is None else [self.constraints.compile(spec) for _ in range(count)]
+
         with blaming_form(choosing.form_field or fields.guide_field):
-            return await asyncio.to_thread(lambda: [self.constraints.compile(spec) for _ in range(count)])
+            return await asyncio.to_thread(compiled)
 
     def _deadline(self, submission: Submission) -> float | None:
         """The earlier of the request's own deadline and the service's."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.constraint import ConstraintError, ConstraintSpec
+from model.constraint import ConstraintError, ConstraintSpec, SchemaRules
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 from service.engine.request import StopConditions
@@ -72,11 +72,11 @@ def stop_conditions(fields: GenerationFields, config: ModelConfig, max_tokens: i
     )
 
 
-def guide_form(fields: GenerationFields) -> ConstraintSpec | None:
+def guide_form(fields: GenerationFields, *, opens_objects: bool = False) -> ConstraintSpec | None:
     """The constraint that `guided_…` or `structured_outputs` asks for.
 
     Raises:
-        InvalidRequestError: it is too large.
+        ConstraintError: it is too large, or says what cannot be enforced.
     """
     if fields.guide is None:
         return None
@@ -84,11 +84,10 @@ def guide_form(fields: GenerationFields) -> ConstraintSpec | None:
     makers: dict[str, Callable[..., ConstraintSpec]] = {
         "regex": ConstraintSpec.regex,
         "choice": ConstraintSpec.choice,
-        "json": ConstraintSpec.json_schema,
+        "json": lambda schema: ConstraintSpec.json_schema(schema, SchemaRules(opens_objects)),
         "grammar": ConstraintSpec.grammar,
     }
-    with blaming_form(fields.guide_field):
-        return makers[kind](value)
+    return makers[kind](value)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Separate from the generator because /tokenize does the same without generating.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class PromptMaker:
             raise InvalidRequestError(message, "prompt", "no_chat_template")
         try:
             pieces = self.chat_template.pieces(
-                [_template_message(message, index) for index, message in enumerate(messages)],
+                [_template_message(message) for message in messages],
                 tools=[tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools],
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -120,22 +121,21 @@ def _truncated(ids: tuple[int, ...], truncate_to: int | None) -> tuple[int, ...]
     return ids[len(ids) - truncate_to :]
 
 
-def _template_message(message: ChatMessage, index: int) -> dict[str, Any]:
+def _template_message(message: ChatMessage) -> dict[str, Any]:
     """A message as templates read it."""
     role = NEWER_ROLES.get(message.role, message.role)
     plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
     if isinstance(message, ToolMessage):
         plain["tool_call_id"] = message.tool_call_id
     if isinstance(message, AssistantMessage) and message.tool_calls:
-        plain["tool_calls"] = [_template_call(call, index) for call in message.tool_calls]
+        plain["tool_calls"] = [_template_call(call) for call in message.tool_calls]
     return plain
 
 
-def _template_call(call: ToolCallMessage, index: int) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise ChatTemplateError(f"message {index}: the arguments of {call.function.name!r} are not a JSON object")
-    return {"id": call.id, "name": call.function.name, "arguments": arguments}
+def _template_call(call: ToolCallMessage) -> dict[str, Any]:
+    """A call as templates read it. Arguments that are no object, as of an answer that was cut, count as none."""
+    arguments: Any = call.function.arguments
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    return {"id": call.id, "name": call.function.name, "arguments": arguments if isinstance(arguments, dict) else {}}

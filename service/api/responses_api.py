@@ -4,14 +4,14 @@ import contextlib
 import itertools
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from model.constraint import ConstraintSpec
 from service.api import logprobs
-from service.api.chat import tool_form
 from service.api.dependencies import GeneratorDependency
+from service.api.forms import ANY_OBJECT, AnswerForm
 from service.api.generation import Caller, Generation, Generator, Submission, finish, timing_headers
 from service.api.parameters import Choosing, blaming_form
 from service.api.responses import GENERATION_ANSWERS, json_response
@@ -21,6 +21,7 @@ from service.engine.request import FinishReason, TokenEvent
 from service.engine.request_check import blaming
 from service.schemas.chat import JsonObjectFormat
 from service.schemas.responses import (
+    FunctionChoice,
     IncompleteDetails,
     InputTokensDetails,
     OutputCall,
@@ -57,23 +58,26 @@ async def _submit(body: ResponsesRequest, generator: Generator, caller: Caller) 
         prompt = await generator.prompts.of_messages(body.chat_messages, body.chat_tools, truncate_to=truncate_to)
         form_field = "tools" if body.uses_tools else "text.format"
         with blaming_form(form_field):
-            form = _answer_form(body)
+            form = await answer_form(body).spec(opens_objects=generator.settings.opens_objects)
         choosing = Choosing(max_tokens=body.max_output_tokens, constraint=form, form_field=form_field if form else None)
         submission = Submission([prompt], fields, choosing, caller, body.prompt_logprobs)
         return await generator.submit("resp", submission)
 
 
-def _answer_form(body: ResponsesRequest) -> ConstraintSpec | None:
-    """The constraint that the text's format or the tools put on the answer."""
+def answer_form(body: ResponsesRequest) -> AnswerForm:
+    """What the text's format and the tools say of the answer; a named function is called once."""
+    tools, choice = body.chat_tools, body.tool_choice
+    form = AnswerForm(
+        tools,
+        is_call=bool(tools) and choice != "auto",
+        is_single=not body.parallel_tool_calls or isinstance(choice, FunctionChoice),
+    )
     match body.text.format:
         case JsonObjectFormat():
-            return ConstraintSpec.json_object()
-        case SchemaFormat(schema_=schema):
-            return ConstraintSpec.json_schema(schema)
-    if not body.uses_tools:
-        return None
-    is_required = body.tool_choice != "auto"
-    return tool_form(body.chat_tools, is_required=is_required, allows_many=body.parallel_tool_calls)
+            return replace(form, schema=ANY_OBJECT)
+        case SchemaFormat(schema_=schema, strict=strict):
+            return replace(form, schema=schema, is_strict=bool(strict))
+    return form
 
 
 class ResponseWriter:
@@ -83,7 +87,8 @@ class ResponseWriter:
         self._generation = generation
         self._body = body
         self._tokenizer = generator.prompts.tokenizer
-        self._parser = ToolCallParser() if body.uses_tools else None
+        calls_follow_text = body.text.format.type == "text"
+        self._parser = ToolCallParser(calls_follow_text=calls_follow_text) if body.uses_tools else None
         self._numbers = itertools.count()
         self._items: list[Item] = []
         self._end: FinishReason | None = None
@@ -164,8 +169,7 @@ class ResponseWriter:
     def _deltas(self, event: TokenEvent) -> list[Delta]:
         if self._parser is None:
             return [{"content": event.text}] if event.text else []
-        deltas = self._parser.push(event.text) if event.text else []
-        return deltas + self._parser.flush() if event.finish_reason is not None else deltas
+        return self._parser.read(event)
 
     def _open(self, item: Item) -> Event:
         self._items.append(item)
@@ -206,7 +210,7 @@ class ResponseWriter:
         if not self._items or self._items[-1].status != "in_progress":
             return
         item = self._items[-1]
-        item.status = "incomplete" if self._end is FinishReason.LENGTH else "completed"
+        item.status = "incomplete" if self._is_incomplete(item) else "completed"
         if isinstance(item, OutputCall):
             fields = {"arguments": item.arguments, "name": item.name}
             yield self._item_event("response.function_call_arguments.done", item, **fields)
@@ -215,6 +219,14 @@ class ResponseWriter:
             yield self._item_event("response.output_text.done", item, content_index=0, text=part.text, logprobs=[])
             yield self._item_event("response.content_part.done", item, content_index=0, part=part.model_dump())
         yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item.model_dump())
+
+    def _is_incomplete(self, item: Item) -> bool:
+        """Whether the answer was cut inside this item, the last one; a call is complete with its arguments."""
+        if self._end is None:
+            return False  # another item follows
+        if isinstance(item, OutputCall):
+            return self._parser is not None and self._parser.is_inside_arguments
+        return self._end is FinishReason.LENGTH
 
 
 async def _fold(generation: Generation, writer: ResponseWriter) -> None:

@@ -82,6 +82,12 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ends the answer where the model had not: at the length, or at a stop of the request."""
+        ends_by_itself = self.finish_reason is FinishReason.STOP and self.stop_reason is None
+        return self.finish_reason is not None and not ends_by_itself
+
 
 @dataclass(eq=False)
 class SharedPrompt:

@@ -6,7 +6,7 @@ guessed at. Kind where it does not: null is absence, 8.0 is the integer 8, label
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,9 @@ MAX_JSON_DEPTH = 64
 MAX_MEMBERS = 1024  # of a body or one of its objects; the longest list of known fields has about 60
 
 
+Json = TypeVar("Json")
+
+
 def refusal(field: str, message: str) -> PydanticCustomError:
     """An error for validators that look at several fields: it names the one at fault."""
     return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
@@ -42,7 +45,7 @@ def refuse_surrogates(text: str) -> str:
     return text
 
 
-def _refuse_extremes(value: dict[str, Any]) -> dict[str, Any]:
+def _refuse_extremes(value: Json) -> Json:
     """Free-form JSON is bounded, so that nothing that walks it, computes with it or writes it again fails."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
@@ -95,6 +98,7 @@ TokenIdList = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_who
 TokenLimit = Annotated[Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None, MINUS_ONE_IS_NONE]
 Seed = Annotated[Annotated[int, Field(ge=-(2**63), lt=2**63)] | None, MINUS_ONE_IS_NONE]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_refuse_extremes)]
+JsonValue = Annotated[Any, AfterValidator(_refuse_extremes)]
 
 
 def _check_number_of_members(data: dict[str, Any]) -> None:

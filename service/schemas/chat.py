@@ -25,7 +25,7 @@ class JsonObjectFormat(WireModel):
 
 
 class NamedSchema(WireModel):
-    """A JSON schema with a name. The answer always fits it, whatever `strict` says."""
+    """A JSON schema with a name. The answer always fits it; `strict` closes objects that do not say."""
 
     name: ToolName
     description: Text | None = None
@@ -62,7 +62,7 @@ class ToolPart(WireModel):
 
 
 class Function(ToolPart):
-    """A function that the model may call. Arguments always fit `parameters`, whatever `strict` says."""
+    """A function that the model may call. Arguments fit `parameters`; `strict` closes objects that do not say."""
 
     name: ToolName
     description: Text | None = None
@@ -152,9 +152,9 @@ class ChatCompletionRequest(OpenAIFields):
             raise refusal("tool_choice", f"tool_choice names {choice.function.name!r}, which is not in tools")
         wants_form = self.response_format is not None and self.response_format.type != "text"
         if wants_form and self.guide is not None:
-            raise refusal("response_format", "response_format and a guide cannot be given together")
-        if (wants_form or self.guide is not None) and self.uses_tools:
-            raise refusal("response_format", "response_format or a guide cannot be given with tools that may be called")
+            raise refusal("response_format", f"give response_format or {self.guide_field}, not both")
+        if self.guide_field is not None and self.uses_tools:
+            raise refusal(self.guide_field, f"{self.guide_field} cannot be given with tools that may be called")
         if self.speculation and (wants_form or self.uses_tools):
             raise refusal("speculation", "speculation cannot be given with response_format or tools")
 

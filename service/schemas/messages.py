@@ -4,19 +4,19 @@ A conversation holds our own answers, streamed and put together or dumped by an 
 Members that no chat template reads are dropped; what must be read is the role, the texts and the calls.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from service.schemas.base import HistoryModel, Text
+from service.schemas.base import HistoryModel, JsonValue, Text
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 256
 MAX_CALLS = 128
 
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+# With the dots, slashes and colons that MCP servers and gateways put in names, and MCP's length.
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./:-]{1,128}$")]
 TEXT_PARTS = ("text", "input_text", "output_text")
 REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
 
@@ -84,19 +84,11 @@ def _text_of_part(part: str | TextPart | RefusalPart | ReasoningPart) -> str:
     return ""
 
 
-def _json_text(arguments: Any) -> Any:
-    """Arguments that a client has taken apart already, as the JSON text that they came as."""
-    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
-
-
-Arguments = Annotated[Text, BeforeValidator(_json_text)]
-
-
 class CalledFunction(HistoryModel):
-    """A function and its arguments, JSON in a string."""
+    """A function and its arguments: JSON in a string, or taken apart; of a call that was cut, whatever there is."""
 
     name: ToolName
-    arguments: Arguments = ""
+    arguments: JsonValue = ""
 
 
 class ToolCallMessage(HistoryModel):

@@ -4,13 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from service.schemas.base import HistoryModel, JsonObject, Seed, Text, TokenLimit, WireModel, refusal
+from service.schemas.base import HistoryModel, JsonObject, JsonValue, Seed, Text, TokenLimit, WireModel, refusal
 from service.schemas.chat import MAX_TOOLS, Function, JsonObjectFormat, TextFormat, Tool, refuse_other_tools
 from service.schemas.generation import EngineFields, GenerationFields
 from service.schemas.messages import (
     MAX_MESSAGES,
     AnswerContent,
-    Arguments,
     AssistantMessage,
     CalledFunction,
     ChatMessage,
@@ -37,7 +36,7 @@ class FunctionCallItem(HistoryModel):
     type: Literal["function_call"]
     call_id: Text = ""
     name: ToolName
-    arguments: Arguments = ""
+    arguments: JsonValue = ""
 
 
 class FunctionOutputItem(HistoryModel):
@@ -154,10 +153,10 @@ class ResponsesRequest(EngineFields):
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not in tools")
         has_form = self.text.format.type != "text"
-        if has_form and (self.uses_tools or self.guide is not None):
-            raise refusal("text.format", "text.format cannot be given with a guide or tools that may be called")
-        if self.uses_tools and self.guide is not None:
-            raise refusal("tools", f"{self.guide_field} cannot be given with tools that may be called")
+        if has_form and self.guide is not None:
+            raise refusal("text.format", f"give text.format or {self.guide_field}, not both")
+        if self.guide_field is not None and self.uses_tools:
+            raise refusal(self.guide_field, f"{self.guide_field} cannot be given with tools that may be called")
         if self.speculation and (has_form or self.uses_tools):
             raise refusal("speculation", "speculation cannot be given with text.format or tools")
         return self

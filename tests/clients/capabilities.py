@@ -21,6 +21,7 @@ UNITS = ("C", "F")
 QUESTION = "Name the capital of France."
 WEATHER = "21 degrees"
 MAX_TOKENS = 48
+SPELLED_REPORT = '{"city": "Paris", "unit": "C"}'
 ONLY = "CLIENT_ONLY_CAPABILITY"
 
 Check = Callable[[], None] | Callable[[], Awaitable[None]]
@@ -88,6 +89,11 @@ def outcome_of(line: str) -> Outcome | None:
     if not line.startswith('{"row": '):
         return None
     return Outcome(**json.loads(line))
+
+
+def spelled_call(name: str) -> str:
+    """A call as the default model writes it: told to repeat this, it calls, where a client cannot force it to."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {SPELLED_REPORT}}}\n</tool_call>'
 
 
 def check_arguments(arguments: str | Mapping[str, Any]) -> None:

@@ -136,9 +136,7 @@ async def team() -> None:
 @checks.add(ROW, "streamed tools")
 async def streamed_tools() -> None:
     """The same loop, streamed."""
-    agent = AssistantAgent(
-        "helper", model(), tools=[get_weather], reflect_on_tool_use=True, model_client_stream=True
-    )
+    agent = AssistantAgent("helper", model(), tools=[get_weather], reflect_on_tool_use=True, model_client_stream=True)
     events = [event async for event in agent.run_stream(task=QUESTION)]
     assert "ToolCallExecutionEvent" in [getattr(event, "type", "") for event in events]
 

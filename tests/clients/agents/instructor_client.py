@@ -7,10 +7,10 @@ import instructor
 import openai
 from pydantic import AfterValidator, BaseModel
 
-from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, Checks
+from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, SPELLED_REPORT, Checks
 
 checks = Checks()
-USER: Any = {"role": "user", "content": 'Repeat this: {"city": "Paris", "unit": "C"}'}
+USER: Any = {"role": "user", "content": f"Repeat this: ```json\n{SPELLED_REPORT}\n```"}
 MODES = ("TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA", "MD_JSON", "RESPONSES_TOOLS")
 
 
@@ -53,7 +53,9 @@ def add_checks(name: str) -> None:
     @checks.add(row, "second turn")
     def second_turn() -> None:
         form = once_refused()
-        assert isinstance(client.create(model=MODEL_ID, messages=[USER], response_model=form, max_retries=1, **limit), form)
+        assert isinstance(
+            client.create(model=MODEL_ID, messages=[USER], response_model=form, max_retries=1, **limit), form
+        )
 
     @checks.add(row, "streamed")
     def streamed() -> None:

@@ -49,7 +49,7 @@ def add_checks(row: str, **model_fields: Any) -> None:
 
     @checks.add(row, "streamed")
     def streamed() -> None:
-        chunks = list(model.stream(QUESTION, stream_usage=True))
+        chunks = list(model.stream(QUESTION))
         assert len([chunk for chunk in chunks if chunk.text]) > 1
         assert [chunk for chunk in chunks if chunk.usage_metadata]
 
@@ -97,7 +97,7 @@ def add_checks(row: str, **model_fields: Any) -> None:
         assert isinstance(state["structured_response"], Report)
 
 
-add_checks("langchain chat")
+add_checks("langchain chat", stream_usage=True)
 add_checks("langchain responses", use_responses_api=True, output_version="responses/v1")
 
 if __name__ == "__main__":

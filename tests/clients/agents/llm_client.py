@@ -8,7 +8,16 @@ from typing import Any
 
 FOLDER = Path(tempfile.mkdtemp())
 os.environ["LLM_USER_PATH"] = str(FOLDER)
-from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, QUESTION, WEATHER, Checks, api_key, base_url, check_arguments
+from tests.clients.capabilities import (
+    MAX_TOKENS,
+    MODEL_ID,
+    QUESTION,
+    WEATHER,
+    Checks,
+    api_key,
+    base_url,
+    check_arguments,
+)
 
 (FOLDER / "extra-openai-models.yaml").write_text(
     f"""\
@@ -31,7 +40,7 @@ import llm  # noqa: E402 - it reads the variable above
 
 checks = Checks()
 SCHEMA = llm.schema_dsl("name: a city")
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "unit": "C"}}\n</tool_call>'
+CALL_IT = f"Repeat this: {spelled_call('get_weather')}"  # llm has no tool_choice
 
 
 def get_weather(city: str, unit: str) -> str:
@@ -65,7 +74,7 @@ def add_checks(row: str, model_id: str) -> None:
 
     @checks.add(row, "tools")
     def tools() -> None:
-        response = model.prompt(f"Repeat this: {CALL}", tools=[TOOL], stream=False, max_tokens=MAX_TOKENS, **options)
+        response = model.prompt(CALL_IT, tools=[TOOL], stream=False, max_tokens=MAX_TOKENS, **options)
         [call, *_] = response.tool_calls()
         check_arguments(call.arguments)
 
@@ -78,7 +87,9 @@ def add_checks(row: str, model_id: str) -> None:
 
     @checks.add(row, "second turn")
     def chain() -> None:
-        chain = model.conversation(tools=[TOOL]).chain(f"Repeat this: {CALL}", options={"temperature": 0, "max_tokens": MAX_TOKENS}, key=api_key(), chain_limit=3)
+        chain = model.conversation(tools=[TOOL]).chain(
+            CALL_IT, options={"temperature": 0, "max_tokens": MAX_TOKENS}, key=api_key(), chain_limit=3
+        )
         responses = list(islice(chain.responses(), 2))
         assert len(responses) == 2
         assert responses[1].prompt.tool_results

@@ -11,7 +11,17 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
-from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, QUESTION, WEATHER, Checks, api_key, base_url, check_arguments
+from tests.clients.capabilities import (
+    MAX_TOKENS,
+    MODEL_ID,
+    QUESTION,
+    SPELLED_REPORT,
+    WEATHER,
+    Checks,
+    api_key,
+    base_url,
+    check_arguments,
+)
 
 checks = Checks()
 provider = OpenAIProvider(base_url=base_url(), api_key=api_key())
@@ -86,9 +96,15 @@ def add_checks(row: str, model: Model) -> None:
 
     @checks.add(row, "structured")
     async def structured() -> None:
-        for output in (Report, ToolOutput(Report), NativeOutput(Report), PromptedOutput(Report)):
+        for output in (Report, ToolOutput(Report), NativeOutput(Report)):
             result = await Agent(model, output_type=output, model_settings=BRIEF, retries=0).run(QUESTION)
             assert isinstance(result.output, Report), output
+
+    @checks.add(row, "structured")
+    async def structured_by_prompt() -> None:
+        agent = Agent(model, output_type=PromptedOutput(Report), model_settings=BRIEF)
+        result = await agent.run(f"Repeat this: {SPELLED_REPORT}")
+        assert isinstance(result.output, Report)
 
     @checks.add(row, "structured")
     async def structured_with_tools() -> None:

@@ -107,7 +107,7 @@ def service(bundle: Path, key: str | None, record: Path | None) -> Iterator[Call
         os.environ["ATTEND_API_KEYS"] = f"clients:{key}"
     with running_server("--standalone", "--bundle", bundle) as server:
         if record is None:
-            yield lambda client: server.url
+            yield lambda _client: server.url
         else:
             with recording_proxy(server.url, record) as url:
                 yield lambda client: f"{url}/{client.name}"

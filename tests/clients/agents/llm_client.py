@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(tempfile.mkdtemp())
-os.environ["LLM_USER_PATH"] = str(FOLDER)
+import llm
+
 from tests.clients.capabilities import (
     MAX_TOKENS,
     MODEL_ID,
@@ -17,8 +17,11 @@ from tests.clients.capabilities import (
     api_key,
     base_url,
     check_arguments,
+    spelled_call,
 )
 
+FOLDER = Path(tempfile.mkdtemp())
+os.environ["LLM_USER_PATH"] = str(FOLDER)
 (FOLDER / "extra-openai-models.yaml").write_text(
     f"""\
 - model_id: attend
@@ -36,10 +39,7 @@ from tests.clients.capabilities import (
     encoding="utf-8",
 )
 
-import llm  # noqa: E402 - it reads the variable above
-
 checks = Checks()
-SCHEMA = llm.schema_dsl("name: a city")
 CALL_IT = f"Repeat this: {spelled_call('get_weather')}"  # llm has no tool_choice
 
 

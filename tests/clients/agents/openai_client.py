@@ -1,4 +1,4 @@
-"""The official Python client, version 2 or current: chat completions and responses, with its helpers and its history."""
+"""The official Python client, version 2 or current: chat completions and responses, its helpers and its history."""
 
 from typing import Any, Literal
 

@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 from openai import AsyncOpenAI
 from pydantic import BaseModel
-from semantic_kernel.agents import Agent, ChatCompletionAgent, OpenAIResponsesAgent, ResponsesAgentThread
+from semantic_kernel.agents import ChatCompletionAgent, OpenAIResponsesAgent
 from semantic_kernel.connectors.ai import FunctionChoiceBehavior
 from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
-from semantic_kernel.contents import FunctionCallContent, FunctionResultContent
 from semantic_kernel.functions import KernelArguments, kernel_function
 
 from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, QUESTION, WEATHER, Checks, check_arguments, spelled_call

@@ -1,6 +1,6 @@
 """Run the real clients against `attend serve --standalone` and print a table: which client could do what.
 
-Usage: python -m tests.clients.run [NAME…] [--record FILE]
+Usage: python -m tests.clients.run [NAME…] [--url URL] [--record FILE]
 Each client is a script of tests/clients/agents or tests/clients/js, run in an environment of its own that may reach
 nothing but this machine. `--record` writes every request and its answer to a file.
 """
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,25 +69,35 @@ CLIENTS = (
 
 def main() -> int:
     """Install, run, report; 0 when every check of every client passed."""
-    parser = argparse.ArgumentParser(description="Run the real clients against Attend with the default model.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(client.name for client in CLIENTS)}")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="append each request and its answer to this file")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - {client.name for client in CLIENTS}:
-        parser.error(f"no such client: {', '.join(sorted(unknown))}")
+    arguments = parsed_arguments()
     chosen = [client for client in CLIENTS if not arguments.names or client.name in arguments.names]
     cache_dir = Path(os.environ.get("ATTEND_CACHE_DIR", ".cache/attend")).resolve()
     commands = {client: installed(client, cache_dir) for client in chosen}
-    path = default_bundle_path(cache_dir, DEFAULT_PRECISION)
-    bundle = export_bundle(ExportRequest("default", path, DEFAULT_PRECISION), cache_dir)
-    with service(bundle.path, None, arguments.record) as url_for:
-        outcomes = [o for client in chosen for o in outcomes_of(client, commands[client], url_for(client), {})]
-    with service(bundle.path, KEY, arguments.record) as url_for:
-        plain = {ONLY: "plain", "OPENAI_API_KEY": KEY}
-        again = [o for client in chosen for o in outcomes_of(client, commands[client], url_for(client), plain)]
-    outcomes += [replace(outcome, capability=WITH_KEY) for outcome in again]
+    if arguments.url is not None:
+        outcomes = all_outcomes(commands, arguments.url, arguments.record, {})
+    else:
+        path = default_bundle_path(cache_dir, DEFAULT_PRECISION)
+        bundle = export_bundle(ExportRequest("default", path, DEFAULT_PRECISION), cache_dir)
+        with started_service(bundle.path) as url:
+            outcomes = all_outcomes(commands, url, arguments.record, {})
+        with started_service(bundle.path, KEY) as url:
+            again = all_outcomes(commands, url, None, {ONLY: "plain", "OPENAI_API_KEY": KEY})
+        outcomes += [replace(outcome, capability=WITH_KEY) for outcome in again]
     print(table(outcomes))
     return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """The command line."""
+    names = [client.name for client in CLIENTS]
+    parser = argparse.ArgumentParser(description="Run the real clients against Attend with the default model.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all if none is given")
+    parser.add_argument("--url", help="a service that runs already, as http://127.0.0.1:8000; else one is started")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append each request and its answer to this file")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(names):
+        parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return arguments
 
 
 def installed(client: Client, cache_dir: Path) -> list[str]:
@@ -99,25 +109,32 @@ def installed(client: Client, cache_dir: Path) -> list[str]:
 
 
 @contextmanager
-def service(bundle: Path, key: str | None, record: Path | None) -> Iterator[Callable[[Client], str]]:
-    """A server, closed to those without the key if one is given; yields what gives each client its address."""
+def started_service(bundle: Path, key: str | None = None) -> Iterator[str]:
+    """A server with the default settings, closed to those without the key if one is given; yields its URL."""
     for name in [name for name in os.environ if name.startswith("ATTEND_") and name != "ATTEND_CACHE_DIR"]:
         del os.environ[name]  # a server started here inherits the others
     if key is not None:
         os.environ["ATTEND_API_KEYS"] = f"clients:{key}"
     with running_server("--standalone", "--bundle", bundle) as server:
-        if record is None:
-            yield lambda _client: server.url
-        else:
-            with recording_proxy(server.url, record) as url:
-                yield lambda client: f"{url}/{client.name}"
+        yield server.url
 
 
-def outcomes_of(client: Client, command: Sequence[str], url: str, fields: dict[str, str]) -> list[Outcome]:
+def all_outcomes(
+    commands: Mapping[Client, Sequence[str]], url: str, record: Path | None, fields: Mapping[str, str]
+) -> list[Outcome]:
+    """Run the clients one after the other, through a proxy that records them if that is asked for."""
+    if record is None:
+        return [o for client, command in commands.items() for o in outcomes_of(client, command, url, fields)]
+    with recording_proxy(url, record) as proxy:
+        places = {client: f"{proxy}/{client.name}" for client in commands}
+        return [o for client, command in commands.items() for o in outcomes_of(client, command, places[client], fields)]
+
+
+def outcomes_of(client: Client, command: Sequence[str], url: str, fields: Mapping[str, str]) -> list[Outcome]:
     """Run a client's script; what it reports, and one failure more if it did not come to its end."""
     print(f"running {client.name}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as home:
-        done = _finished(command, client_environment(url, home) | fields)
+        done = _finished(command, {**client_environment(url, home), **fields})
     outcomes = [outcome for line in done.stdout.splitlines() if (outcome := outcome_of(line))]
     if done.returncode or not outcomes:
         outcomes.append(Outcome(client.name, CAPABILITIES[0], f"ended with {done.returncode}", done.stderr))

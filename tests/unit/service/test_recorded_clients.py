@@ -41,6 +41,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     bundle = fake_bundle(folder)
     manifest = replace(bundle.manifest, config=replace(bundle.manifest.config, context_tokens=CONTEXT_TOKENS))
     decoder = FakeDecoder(capacity_tokens=CONTEXT_TOKENS)
+    decoder.config = manifest.config
     with TestClient(assemble(Settings(bundle=folder), Bundle(folder, manifest), decoder)) as client:
         yield client
 

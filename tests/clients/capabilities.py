@@ -8,9 +8,8 @@ import asyncio
 import inspect
 import json
 import os
-import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,15 +62,18 @@ class Checks:
 
         return register
 
-    def run(self) -> None:
-        """Run them all, or those of one capability, and print each outcome as a line of JSON."""
+    def outcomes(self) -> Iterator[Outcome]:
+        """Run them all, or those of the one capability that is asked for."""
         only = os.environ.get(ONLY)
         with asyncio.Runner() as runner:
             for row, capability, check in self._checks:
                 if only in (None, capability):
-                    outcome = _outcome(runner, row, capability, check)
-                    print(f"\n{json.dumps(asdict(outcome))}", flush=True)
-        sys.stdout.flush()
+                    yield _outcome(runner, row, capability, check)
+
+    def run(self) -> None:
+        """Print each outcome as a line of JSON."""
+        for outcome in self.outcomes():
+            print(f"\n{json.dumps(asdict(outcome))}", flush=True)
 
 
 def _outcome(runner: asyncio.Runner, row: str, capability: str, check: Check) -> Outcome:

@@ -11,7 +11,7 @@ DEV_READY := $(VENV)/.installed-dev
 export ATTEND_CACHE_DIR := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format e2e loadtest export clean
+.PHONY: help serve test lint format e2e clients loadtest export clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in on
 
 e2e: $(DEV_READY) ## only the tests with a real server and real clients
 	$(BIN)/python -m pytest tests/e2e
+
+# `make clients CLIENTS="langchain autogen"` runs only these; `python -m tests.clients.run --help` lists the names.
+clients: $(DEV_READY) ## agents' loops of a dozen real clients, each installed into an environment of its own
+	$(BIN)/python -m tests.clients.run $(CLIENTS)
 
 lint: $(DEV_READY) ## every static check, the same as the pre-commit hooks
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files

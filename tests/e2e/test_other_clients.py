@@ -5,9 +5,6 @@ from their registries into the cache at first use. The JavaScript ones are skipp
 """
 
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,35 +12,23 @@ from typing import Any
 import pytest
 
 from model.bundle import Bundle
+from tests.support.client_environments import (
+    CLIENTS,
+    NodeMissingError,
+    find_node,
+    node_environment,
+    python_environment,
+    run,
+)
 from tests.support.server import Server, running_server
 
 MODEL_ID = "smollm2-135m-instruct"
 ANSWER = "The capital of France is Paris."
 USAGE = {"prompt_tokens": 36, "completion_tokens": 8, "total_tokens": 44}
 
-CLIENTS = Path(__file__).parents[1] / "clients"
-OPENAI_2 = "openai==2.54.0"
-MIN_NODE_MAJOR = 20
-INSTALL_TIMEOUT_S = 120.0
 CLIENT_TIMEOUT_S = 60.0
 
 pytestmark = pytest.mark.model
-
-
-def run(*command: str | Path, timeout_s: float, cwd: Path | None = None) -> str:
-    """Run a program to its end and return what it printed; its errors are the assertion's message."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def report_of(*command: str | Path) -> Any:
@@ -51,51 +36,25 @@ def report_of(*command: str | Path) -> Any:
     return json.loads(run(*command, timeout_s=CLIENT_TIMEOUT_S).splitlines()[-1])
 
 
-def is_stamped(stamp: Path, text: str) -> bool:
-    """Whether an installation was finished for exactly this text."""
-    return stamp.is_file() and stamp.read_text(encoding="utf-8") == text
-
-
 @pytest.fixture(scope="session")
 def openai_2_python(cache_dir: Path) -> Path:
     """The interpreter of an environment that has version 2 of the Python client; made once."""
-    folder = cache_dir / "clients" / "openai-2"
-    python = folder / "bin" / "python"
-    stamp = folder / "installed.txt"
-    wanted = f"{OPENAI_2}\nPython {sys.version}\n{sys.base_prefix}\n"
-    if not is_stamped(stamp, wanted):
-        run(sys.executable, "-m", "venv", "--clear", "--without-pip", folder, timeout_s=CLIENT_TIMEOUT_S)
-        pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--no-input")
-        run(*pip, "install", "--quiet", OPENAI_2, timeout_s=INSTALL_TIMEOUT_S)
-        stamp.write_text(wanted, encoding="utf-8")
-    return python
+    return python_environment(cache_dir, "openai-2")
 
 
 @pytest.fixture(scope="session")
 def node() -> str:
     """The Node on the PATH, where it is there and new enough."""
-    if shutil.which("node") is None:
-        pytest.skip(f"node is not on the PATH; the JavaScript clients need Node {MIN_NODE_MAJOR} or newer")
-    version = run("node", "--version", timeout_s=CLIENT_TIMEOUT_S).strip()
-    if int(version.removeprefix("v").split(".")[0]) < MIN_NODE_MAJOR:
-        pytest.skip(f"Node {version} is too old; the JavaScript clients need Node {MIN_NODE_MAJOR} or newer")
-    return "node"
+    try:
+        return find_node()
+    except NodeMissingError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
 def js_folder(node: str, cache_dir: Path) -> Path:
-    """A copy of tests/clients/js with its packages; they are installed once per lock file."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not on the PATH; it installs the JavaScript clients")
-    folder = cache_dir / "clients" / "js"
-    shutil.copytree(CLIENTS / "js", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-    lock = (folder / "package-lock.json").read_text(encoding="utf-8")
-    stamp = folder / "node_modules" / "installed.txt"  # `npm ci` begins by removing it
-    if not is_stamped(stamp, lock):
-        npm_ci = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-        run(*npm_ci, timeout_s=INSTALL_TIMEOUT_S, cwd=folder)
-        stamp.write_text(lock, encoding="utf-8")
-    return folder
+    """A copy of tests/clients/js with its packages."""
+    return node_environment(cache_dir)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ DEV_READY := $(VENV)/.installed-dev
 export ATTEND_CACHE_DIR := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format e2e clients loadtest export clean
+.PHONY: help serve test test-tools lint format e2e clients loadtest export clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ serve: $(SERVE_READY) ## set up, export the default model when missing, serve on
 test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in one process)
 	$(BIN)/python -m pytest -m "not alone" --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
+
+test-tools: ## install what some tests need beyond Python and make, from Debian's packages (root)
+	@sh tests/install_tools.sh
 
 e2e: $(DEV_READY) ## only the tests with a real server and real clients
 	$(BIN)/python -m pytest tests/e2e

@@ -15,8 +15,6 @@ import pytest
 
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
-pytest.importorskip("hatchling", reason="builds the wheel; it is in the extra `dev`")
-
 ROOT = Path(__file__).parents[2]
 RUN = "import sys; from service.cli import main; sys.argv[0] = 'attend'; main()"
 

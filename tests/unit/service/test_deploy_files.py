@@ -125,7 +125,7 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
     """Prometheus's own tests of the rules, where its tool is installed."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+        pytest.skip("promtool is not installed; on Debian: make test-tools")
     tests = ALERTS_FILE.with_name("alerts_test.yml")
     done = subprocess.run([promtool, "test", "rules", tests], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -45,7 +45,9 @@ serve: $(SERVE_READY) ## set up, export the default model when missing, serve on
 	@exec $(BIN)/attend serve
 
 # Tests that compute with the default model for long use all cores and run by themselves; the others two modules at a time.
+# First the default model is exported at every precision, so that no test waits for another's export until its time is out.
 test: $(DEV_READY) ## set up and run the whole test suite (TEST_WORKERS=0: in one process)
+	$(BIN)/python -m pytest tests/integration/test_default_bundles.py
 	$(BIN)/python -m pytest -m "not alone" --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
 

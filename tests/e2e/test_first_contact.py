@@ -69,7 +69,7 @@ def test_a_checkpoint_is_served_by_one_command_that_says_what_it_serves(tmp_path
         assert "tracing 2 layers" in server.output
         serving, ready = server.output.splitlines()[-2:]
         expected = rf"attend: serving tiny-llama at {server.url}: precision fp32, context 256 tokens, 3 rows, "
-        assert re.match(expected + r"as many threads as cores \(\d+\), API keys off$", serving)
+        assert re.match(expected + r"as many threads as usable cores \(\d+\), API keys off$", serving)
         assert re.fullmatch(rf"attend: ready at {server.url} \(standalone\) in \d+\.\d s", ready)
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
         body = {"prompt": "hello", "max_tokens": 3}

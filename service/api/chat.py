@@ -91,8 +91,8 @@ def answer_form(body: ChatCompletionRequest) -> AnswerForm:
         is_single=not body.parallel_tool_calls or isinstance(choice, NamedToolChoice),
     )
     match body.response_format:
-        case JsonObjectFormat():
-            return replace(form, schema=ANY_OBJECT)
+        case JsonObjectFormat(schema_=schema):
+            return replace(form, schema=ANY_OBJECT if schema is None else schema)
         case JsonSchemaFormat(json_schema=named):
             return replace(form, schema=named.schema_, is_strict=bool(named.strict))
     return form

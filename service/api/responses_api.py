@@ -73,8 +73,8 @@ def answer_form(body: ResponsesRequest) -> AnswerForm:
         is_single=not body.parallel_tool_calls or isinstance(choice, FunctionChoice),
     )
     match body.text.format:
-        case JsonObjectFormat():
-            return replace(form, schema=ANY_OBJECT)
+        case JsonObjectFormat(schema_=schema):
+            return replace(form, schema=ANY_OBJECT if schema is None else schema)
         case SchemaFormat(schema_=schema, strict=strict):
             return replace(form, schema=schema, is_strict=bool(strict))
     return form

@@ -56,6 +56,7 @@ async def _token_ids(body: TokenizeRequest, generator: GeneratorDependency) -> l
             body.messages,
             body.tools or (),
             add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
             add_special_tokens=bool(body.add_special_tokens),
         )
         return list(prompt.ids)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 MAX_NAME_CHARACTERS = 100  # of a client's own text repeated in a message
 NO_OBJECT = "the request body must be a JSON object with Content-Type: application/json"
 TOLD_IN_FULL = {"refused", "refused_field"}  # errors of ours, whose messages say everything
-TYPE_ERRORS = {"union_tag_invalid", "union_tag_not_found", "part_type"}  # of the member that says which kind it is
+# Errors of the member that says which kind a part or an item is.
+TYPE_ERRORS = {"union_tag_invalid", "union_tag_not_found", "part_type", "item_type"}
 
 Location = Sequence[int | str]
 
@@ -41,7 +42,7 @@ def first_violation(violations: Sequence[Any], body: Any) -> Violation:
     if first["type"] in ("missing", "extra_forbidden"):
         own_name = [first["loc"][-1]] if list(first["loc"][-1:]) != path[-1:] else []
         return _missing_or_unknown(first["type"], _dotted([*path, *own_name]))
-    if first["type"] in TYPE_ERRORS:
+    if first["type"] in TYPE_ERRORS and isinstance(first.get("input"), dict):
         path = [*path, context.get("discriminator", "type").strip("'")]
     if not path:
         return Violation(None, str(first["msg"]) if isinstance(body, dict) else NO_OBJECT, "invalid_json")
@@ -103,7 +104,9 @@ def _reason(violation: Any) -> str:
 
 
 def _given(value: object) -> str:
-    """What was given, where it is short enough to show."""
+    """The value as it was given, where it is short enough to show; of a part or item, its type."""
+    if isinstance(value, dict) and isinstance(value.get("type"), str):
+        return f" (given: {shortened(repr(value['type']))})"
     names = {"dict": "an object", "list": "a list", "NoneType": "null"}
     if isinstance(value, bool):
         return f" (given: {str(value).lower()})"

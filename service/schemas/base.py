@@ -106,6 +106,11 @@ def _check_number_of_members(data: dict[str, Any]) -> None:
         raise PydanticCustomError("members", f"an object has {len(data)} members; at most {MAX_MEMBERS} are read")
 
 
+def _without_nulls(value: Any) -> Any:
+    """A list without its nulls; what is inside of other values is read where they are."""
+    return [item for item in value if item is not None] if isinstance(value, list) and None in value else value
+
+
 class WireModel(BaseModel):
     """Base of every request body and its parts: null is absence, whatever the member; unknown members are refused."""
 
@@ -117,7 +122,7 @@ class WireModel(BaseModel):
         if not isinstance(data, dict):
             return data
         _check_number_of_members(data)
-        return {name: value for name, value in data.items() if value is not None} if None in data.values() else data
+        return {name: _without_nulls(value) for name, value in data.items() if value is not None}
 
 
 class HistoryModel(WireModel):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from service.schemas.base import JsonObject, OptionalInteger, Text, TokenLimit, Usage, WireModel, refusal
 from service.schemas.field_rules import TOOL_LABELS
@@ -19,15 +19,16 @@ class TextFormat(WireModel):
 
 
 class JsonObjectFormat(WireModel):
-    """Any JSON object."""
+    """Any JSON object, or, as llama.cpp and others have it, one that fits a schema."""
 
     type: Literal["json_object"]
+    schema_: JsonObject | None = Field(default=None, alias="schema")
 
 
 class NamedSchema(WireModel):
-    """A JSON schema with a name. The answer always fits it; `strict` closes objects that do not say."""
+    """A JSON schema; its name is a label. The answer always fits it; `strict` closes objects that do not say."""
 
-    name: ToolName
+    name: Text = ""
     description: Text | None = None
     schema_: JsonObject = Field(alias="schema")
     strict: bool | None = None
@@ -50,15 +51,37 @@ def refuse_other_tools(tool: Any) -> None:
         raise refusal("type", f"tools of the type {kind[:80]!r} are not offered here; the only type is 'function'")
 
 
+def flat_tool_choice(choice: Any) -> Any:
+    """A choice as the Responses API has it, from whatever shape clients give it; others are left to be refused."""
+    if choice == "any":  # Mistral's and Anthropic's word
+        return "required"
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") in ("none", "auto", "required", "any"):
+        return flat_tool_choice(choice["type"])
+    if choice.get("type") == "allowed_tools":
+        raise refusal("type", "allowed_tools is not offered; send only the tools that may be called")
+    inner = choice.get("function")
+    return {"type": choice.get("type", "function"), **inner} if isinstance(inner, dict) else choice
+
+
+def nested_tool_choice(choice: Any) -> Any:
+    """A choice as chat completions have it."""
+    flat = flat_tool_choice(choice)
+    if not isinstance(flat, dict) or "name" not in flat:
+        return flat
+    return {"type": flat.get("type", "function"), "function": {"name": flat["name"]}}
+
+
 class ToolPart(WireModel):
     """Base of a tool's parts; labels that say nothing about how it is called are dropped."""
 
     @model_validator(mode="before")
     @classmethod
     def _drop_labels(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or TOOL_LABELS.isdisjoint(data):
+        if not isinstance(data, dict):
             return data
-        return {name: value for name, value in data.items() if name not in TOOL_LABELS}
+        return {name: value for name, value in data.items() if name not in TOOL_LABELS and not name.startswith("x-")}
 
 
 class Function(ToolPart):
@@ -81,7 +104,11 @@ class Tool(ToolPart):
     def _is_a_function(cls, data: Any) -> Any:
         """Refuse other types by their type, before a part of them is missed; `strict` may stand on either level."""
         refuse_other_tools(data)
-        if isinstance(data, dict) and isinstance(data.get("function"), dict) and "strict" in data:
+        if not isinstance(data, dict):
+            return data
+        if "function" not in data and "name" in data:  # as the Responses API has tools
+            return {"function": {name: value for name, value in data.items() if name != "type"}}
+        if isinstance(data.get("function"), dict) and "strict" in data:
             inner = {"strict": data["strict"], **data["function"]}
             data = {name: value for name, value in data.items() if name != "strict"} | {"function": inner}
         return data
@@ -120,9 +147,9 @@ class ChatCompletionRequest(OpenAIFields):
     )
     response_format: ResponseFormat | None = Field(default=None, description="text, json_object or json_schema.")
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS, description="Functions the model may call.")
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
-        default=None, description="none, auto (default with tools), required, or one function."
-    )
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedToolChoice | None, BeforeValidator(nested_tool_choice)
+    ] = Field(default=None, description="none, auto (default with tools), required, or one function.")
     parallel_tool_calls: bool = Field(default=True, description="Whether one answer may call several functions.")
     store: Literal[False] = Field(default=False, description="Nothing is stored: false only.")
     service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
@@ -130,9 +157,9 @@ class ChatCompletionRequest(OpenAIFields):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "ChatCompletionRequest":
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise refusal("max_tokens", "max_tokens and max_completion_tokens: give one, not both")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "top_logprobs needs logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
             raise refusal(

@@ -13,7 +13,7 @@ from service.schemas.base import (
     Usage,
     refusal,
 )
-from service.schemas.generation import MAX_CHOICES, OpenAIFields, ParseSpecial, StopReason
+from service.schemas.generation import MAX_CHOICES, NOTHING_IS_NONE, OpenAIFields, ParseSpecial, StopReason
 
 MAX_PROMPTS = 128
 Ids = TokenIdList
@@ -40,7 +40,7 @@ class CompletionRequest(OpenAIFields):
         description="Make this many answers and return the `n` likeliest per token. Default: n. Not with `stream`.",
     )
     echo: bool = Field(default=False, description="Return the prompt in front of the answer.")
-    logprobs: OptionalInteger = Field(
+    logprobs: Annotated[OptionalInteger, NOTHING_IS_NONE] = Field(
         default=None,
         ge=0,
         le=20,

@@ -57,6 +57,20 @@ def _is_disabled(value: Any, _body: Body) -> bool:
     return isinstance(value, Mapping) and value.get("type") == "disabled"
 
 
+def _thinks_not(value: Any, _body: Body) -> bool:
+    """Whether variables for the template only switch thinking off, as Qwen's and DeepSeek's clients do."""
+    return isinstance(value, Mapping) and set(value) <= {"enable_thinking", "thinking"} and not any(value.values())
+
+
+def _as_the_route_does(value: Any, body: Body) -> bool:
+    """Whether special tokens are wanted where they are added: to plain prompts, not to what a template wrote."""
+    return isinstance(value, bool) and value is not ("messages" in body or "input" in body)
+
+
+def _is_below_one(value: Any, _body: Body) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and value < 1
+
+
 def _has_no_repetition_penalty(_value: Any, body: Body) -> bool:
     return body.get("repetition_penalty") in (None, 1)
 
@@ -64,6 +78,7 @@ def _has_no_repetition_penalty(_value: Any, body: Body) -> bool:
 NO_REASONING = "the served model does not reason apart from its answer"
 SAMPLER_IS_OFF = "belongs to a sampler that is off"
 NOT_A_SAMPLER = "this service does not have that sampler"
+LENGTHS = "the most tokens of an answer are max_output_tokens on /v1/responses and max_tokens elsewhere"
 ONE_PROVIDER = "one model is served here, by nobody else"
 LABEL = "a label"
 EXTRA_OUTPUT = "asks for nothing more in the answer"
@@ -73,16 +88,23 @@ ACCEPTED: dict[str, Accepted] = {
     "anthropic_beta": Accepted(LABEL),
     "anthropic_version": Accepted(LABEL),
     "betas": Accepted(LABEL),
+    "caching": Accepted("a setting of LiteLLM's own cache"),
+    "chat_id": Accepted(LABEL),
     "client_metadata": Accepted(LABEL),
+    "debug": Accepted(LABEL),
+    "fallbacks": Accepted(ONE_PROVIDER),
     "litellm_call_id": Accepted(LABEL),
     "litellm_metadata": Accepted(LABEL),
     "litellm_session_id": Accepted(LABEL),
     "litellm_trace_id": Accepted(LABEL),
+    "message_id": Accepted(LABEL),
+    "num_retries": Accepted("clients and proxies try again"),
     "metadata": Accepted("a label; /v1/responses returns it"),
     "request_id": Accepted("a label; send x-request-id to name a request"),
     "safety_identifier": Accepted(LABEL),
     "session_id": Accepted(LABEL),
     "tags": Accepted(LABEL),
+    "thread_id": Accepted(LABEL),
     "trace": Accepted(LABEL),
     "trace_id": Accepted(LABEL),
     "user": Accepted(LABEL),
@@ -119,11 +141,16 @@ ACCEPTED: dict[str, Accepted] = {
     "timings_per_token": Accepted("/v1/generate returns timings; others have them in Server-Timing"),
     "usage": Accepted("answers have token counts; streams with stream_options.include_usage"),
     # accepted where they ask for what happens anyway
-    "add_special_tokens": only("the chat template writes them", False),
+    "add_special_tokens": Accepted(
+        "plain prompts get the tokenizer's, chats the template's; send token ids for others",
+        "`true` with a prompt, `false` in chats",
+        _as_the_route_does,
+    ),
+    "adaptive_target": Accepted(SAMPLER_IS_OFF),
     "background": only("answers are made while you wait", False),
     "background_options": only("answers are made while you wait", {}),
     "best_of": only("/v1/completions has it", 1),
-    "chat_template_kwargs": only("the template takes none", {}),
+    "chat_template_kwargs": Accepted("the template takes none", "empty, or thinking switched off", _thinks_not),
     "context_management": only("contexts are not edited", [], {}),
     "detokenize": only("answers are text", True),
     "documents": only("write them into the messages", []),
@@ -137,9 +164,14 @@ ACCEPTED: dict[str, Accepted] = {
     "echo": only("/v1/completions has it", False),
     "enable_thinking": only(NO_REASONING, False),
     "frequency_penalty": only("the other routes have it", 0),
-    "function_call": only("it is deprecated; use tool_choice", "none"),
+    "function_call": only("it is deprecated; use tool_choice", "none", "auto"),
+    "functions": only("it is deprecated; use tools", []),
+    "grammar_lazy": only("grammars hold from the first token", False),
+    "guided_decoding_backend": Accepted("there is one"),
     "grammar": only("this service calls it guided_grammar", ""),
+    "image_config": Accepted("Attend serves text models"),
     "image_data": only("Attend serves text models", []),
+    "kv_transfer_params": only("keys and values stay here", {}),
     "length_penalty": only("it belongs to beam search, which is not here", 1),
     "logit_bias": only("the other routes have it", {}, []),
     "logits_processors": only("code in requests is never run", []),
@@ -147,17 +179,21 @@ ACCEPTED: dict[str, Accepted] = {
     "lora": only("no adapters are served", []),
     "media_io_kwargs": only("Attend serves text models", {}),
     "min_keep": only(NOT_A_SAMPLER, 0),
+    "mcp_servers": only("there are none", []),
     "mirostat": only(NOT_A_SAMPLER, 0),
     "mirostat_eta": Accepted(SAMPLER_IS_OFF),
     "mirostat_tau": Accepted(SAMPLER_IS_OFF),
     "mm_processor_kwargs": only("Attend serves text models", {}),
     "modalities": only("Attend serves text models", ["text"]),
     "n": only("this route gives one answer", 1),
+    "n_indent": only("lines are not indented", 0),
     "n_probs": only("this service calls it logprobs", 0),
+    "options": only("give its fields by themselves", {}),
     "parse_tool_calls": only("calls are always read", True),
     "plugins": only("there are none", []),
     "post_sampling_probs": only("log-probabilities are the model's own", False),
     "presence_penalty": only("the other routes have it", 0),
+    "previous_response_id": only("nothing is stored; send the whole conversation as input", ""),
     "reasoning": Accepted(NO_REASONING, "without effort", _wants_no_reasoning),
     "reasoning_effort": only(NO_REASONING, "none"),
     "repeat_last_n": Accepted("a penalty looks at the whole text", "without a penalty", _has_no_repetition_penalty),
@@ -168,18 +204,24 @@ ACCEPTED: dict[str, Accepted] = {
     "return_token_offsets": only("/v1/completions returns text_offset with logprobs", False),
     "return_tokens": only("/v1/generate returns token ids", False),
     "return_tokens_as_token_ids": only("/v1/generate returns token ids", False),
+    "samplers": only("the order of sampling is fixed", []),
     "safe_prompt": only("write it into a message", False),
     "spaces_between_special_tokens": only("special tokens are decoded like the others", True),
     "stop": only("this route has stop_token_ids only", [], ""),
+    "stop_sequences": only("this service calls it stop", []),
     "suffix": only("the served model cannot fill in a middle", ""),
-    "t_max_predict_ms": only("this service calls it deadline_ms", 0),
+    "system": only("send a system message", ""),
+    "t_max_predict_ms": Accepted("this service calls it deadline_ms", "no limit", _is_below_one),
+    "t_max_prompt_ms": Accepted("this service calls it deadline_ms", "no limit", _is_below_one),
     "tfs_z": only(NOT_A_SAMPLER, 1),
+    "think": only(NO_REASONING, False),
     "thinking": Accepted(NO_REASONING, '`{"type": "disabled"}`', _is_disabled),
     "thinking_budget": only(NO_REASONING, 0),
     "thinking_token_budget": only(NO_REASONING, 0),
     "tool_choice": only("this route has no tools", "none", "auto"),
     "tools": only("this route has no tools", []),
     "top_a": only(NOT_A_SAMPLER, 0),
+    "top_n_sigma": Accepted(NOT_A_SAMPLER, "off", _is_below_one),
     "top_logprobs": only("this route calls it logprobs", 0),
     "transforms": only("prompts are not edited", []),
     "truncation": only("inputs that do not fit are refused", "disabled"),
@@ -198,35 +240,30 @@ REFUSED: dict[str, str] = {
     "chat_template": "templates come from the model only",
     "conversation": "nothing is stored; send the whole conversation",
     "frequency": "did you mean frequency_penalty?",
-    "functions": "it is deprecated; use tools",
     "input": "this route calls it prompt, or messages",
     "instructions": "send a system message",
     "json_schema": "this service calls it guided_json",
     "logprob_token_ids": "ask for more logprobs instead",
-    "max_completion_tokens": "this route calls it max_tokens",
-    "max_output_tokens": "this route calls it max_tokens",
-    "max_tokens": "this route calls it max_output_tokens",
-    "max_tokens_to_sample": "this service calls it max_tokens",
+    "max_completion_tokens": LENGTHS,
+    "max_output_tokens": LENGTHS,
+    "max_tokens": LENGTHS,
+    "max_tokens_to_sample": LENGTHS,
     "messages": "use /v1/chat/completions, or input on /v1/responses",
     "moderation": "nothing is moderated here",
-    "n_predict": "this service calls it max_tokens",
-    "options": "give its fields by themselves",
+    "n_predict": LENGTHS,
     "previous_input_messages": "send the whole conversation as input",
     "previous_response": "send the whole conversation as input",
-    "previous_response_id": "nothing is stored; send the whole conversation as input",
     "prompt": "this route takes messages, or input",
     "random_seed": "this service calls it seed",
     "response_format": "/v1/chat/completions has it; /v1/responses calls it text.format, others have guided_json",
-    "samplers": "the order of sampling is fixed",
-    "stop_sequences": "this service calls it stop",
-    "system": "send a system message",
     "text": "/v1/responses has it",
     "web_search_options": "there is no web search; offer it as a tool",
 }
 HINT_PREFIXES = ("speculative.",)  # llama.cpp's settings for drafts, which change no answer
 TOOL_LABELS = frozenset(
-    {"allowed_callers", "annotations", "cache_control", "defer_loading", "eager_input_streaming", "input_examples"}
-    | {"metadata", "output_schema", "title"}
+    {"_meta", "allowed_callers", "annotations", "cache_control", "copilot_cache_control", "defer_loading"}
+    | {"eager_input_streaming", "examples", "execution", "icons", "id", "input_examples", "metadata", "outputSchema"}
+    | {"output_schema", "response", "return", "returns", "tags", "title", "version"}
 )  # members of a tool that say nothing about how it is called
 
 

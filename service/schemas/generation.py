@@ -1,8 +1,10 @@
 """What every generation route accepts: OpenAI's sampling fields, and vLLM's beside them."""
 
-from typing import Annotated, Literal
+import contextlib
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.schemas.base import (
     MAX_INTEGER,
@@ -30,6 +32,39 @@ StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS),
 TokenIds = Annotated[TokenIdList, Field(max_length=MAX_NAMED_TOKENS)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+MAX_LABEL_CHARACTERS = 256
+
+
+def _without_empty_texts(value: Any) -> Any:
+    """No stop strings where forms of clients left theirs empty."""
+    if isinstance(value, list) and "" in value:
+        value = [text for text in value if text != ""]
+    return None if value in ("", []) else value
+
+
+def _none_if_nothing(value: Any) -> Any:
+    """None for an empty list and for false, which clients of other servers send for nothing."""
+    return None if value is False or value == [] else value
+
+
+def _schema_in_text(value: Any) -> Any:
+    """A JSON schema that was sent as text, as vLLM's clients may."""
+    if not isinstance(value, str):
+        return value
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(value)
+    return value
+
+
+def _label(value: Any) -> Any:
+    """A label for the log, whatever it is, shortened and with every character that UTF-8 can hold."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[:MAX_LABEL_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+NOTHING_IS_NONE = BeforeValidator(_none_if_nothing)
+Schema = Annotated[JsonObject, BeforeValidator(_schema_in_text)]
+Label = Annotated[str, BeforeValidator(_label)]
 GUIDES = ("regex", "choice", "json", "grammar")
 
 
@@ -43,7 +78,7 @@ class StructuredOutputs(WireModel):
 
     regex: Text | None = Field(default=None, description="The whole answer matches this regular expression.")
     choice: list[Text] | None = Field(default=None, description="The answer is one of these texts.")
-    json_: JsonObject | None = Field(default=None, alias="json", description="The answer fits this JSON schema.")
+    json_: Schema | None = Field(default=None, alias="json", description="The answer fits this JSON schema.")
     grammar: Text | None = Field(default=None, description="The answer is derived from this Lark grammar.")
 
 
@@ -84,7 +119,7 @@ class EngineFields(RequestBody):
     structured_outputs: StructuredOutputs | None = Field(default=None, description="The answer's form.")
     guided_regex: Text | None = Field(default=None, description="The same as structured_outputs.regex.")
     guided_choice: list[Text] | None = Field(default=None, description="The same as structured_outputs.choice.")
-    guided_json: JsonObject | None = Field(default=None, description="The same as structured_outputs.json.")
+    guided_json: Schema | None = Field(default=None, description="The same as structured_outputs.json.")
     guided_grammar: Text | None = Field(default=None, description="The same as structured_outputs.grammar.")
     deadline_ms: OptionalInteger = Field(
         default=None, ge=1, le=MAX_DEADLINE_MS, description="End with an error if not complete after this time."
@@ -135,9 +170,10 @@ class GenerationFields(EngineFields):
     max_tokens: TokenLimit = Field(default=None, description="Most tokens to generate; -1: what the context holds.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens of this joint mass.")
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
-        default=None, description="End before any of these texts; they are not returned. Up to 16."
-    )
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None,
+        BeforeValidator(_without_empty_texts),
+    ] = Field(default=None, description="End before any of these texts; they are not returned. Up to 16.")
     seed: Seed = Field(default=None, description="Same seed, same request: same answer. Random if -1 or not given.")
     n: Integer = Field(default=1, ge=1, le=MAX_CHOICES, description="Number of answers; the prompt is computed once.")
     stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
@@ -147,13 +183,11 @@ class GenerationFields(EngineFields):
     frequency_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="Subtracted for each time that the answer has a token."
     )
-    logit_bias: dict[TokenKey, Bias] | None = Field(
+    logit_bias: Annotated[dict[TokenKey, Bias] | None, NOTHING_IS_NONE] = Field(
         default=None, max_length=MAX_NAMED_TOKENS, description="Added to the logits of these token ids, -100 to 100."
     )
-    user: Text | None = Field(
-        default=None, max_length=256, description="Your end user's name; written to the request log of the service."
-    )
-    safety_identifier: Text | None = Field(default=None, max_length=256, description="OpenAI's newer name of user.")
+    user: Label | None = Field(default=None, description="Your end user's name; written to the service's request log.")
+    safety_identifier: Label | None = Field(default=None, description="OpenAI's newer name of user.")
 
     @property
     def end_user(self) -> str | None:

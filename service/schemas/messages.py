@@ -4,10 +4,11 @@ A conversation holds our own answers, streamed and put together or dumped by an 
 Members that no chat template reads are dropped; what must be read is the role, the texts and the calls.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.schemas.base import HistoryModel, JsonValue, Text
 
@@ -15,6 +16,9 @@ MAX_MESSAGES = 2048
 MAX_PARTS = 256
 MAX_CALLS = 128
 
+ARGUMENT_NAMES = ("arguments", "args", "input", "parameters")  # of calls, by other providers' names
+CALL_PARTS = ("tool_use", "tool-call", "tool_call", "function_call")
+MEDIA = ("image", "audio", "video", "file", "document", "media")
 # With the dots, slashes and colons that MCP servers and gateways put in names, and MCP's length.
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./:-]{1,128}$")]
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -25,7 +29,7 @@ class TextPart(HistoryModel):
     """A piece of a message. Attend serves text models: images, sound and files are refused."""
 
     type: Literal["text", "input_text", "output_text"] = "text"
-    text: Text
+    text: Text = ""
 
 
 class RefusalPart(HistoryModel):
@@ -38,17 +42,29 @@ class RefusalPart(HistoryModel):
 class ReasoningPart(HistoryModel):
     """An earlier answer's reasoning; templates are not shown it."""
 
-    type: Literal["thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text"]
+    type: str
 
 
 def _part_kind(part: Any) -> str | None:
     """The branch of the union below that a part belongs to."""
     if isinstance(part, str):
         return "plain"
-    kind = part.get("type", "text") if isinstance(part, Mapping) else getattr(part, "type", None)
+    kind = (part.get("type") or "text") if isinstance(part, Mapping) else getattr(part, "type", None)
     if kind in TEXT_PARTS:
         return "text"
     return "reasoning" if kind in REASONING_PARTS else kind if isinstance(kind, str) else None
+
+
+def _kind_of(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _is_foreign(part: Any) -> bool:
+    """Whether a part of an answer is another provider's mark, citation or call: nothing that was said or shown."""
+    kind = _kind_of(part)
+    is_known = kind in ("", "refusal", *TEXT_PARTS, *REASONING_PARTS)
+    return not is_known and not any(word in kind for word in MEDIA)
 
 
 ContentPart = Annotated[
@@ -59,13 +75,25 @@ ContentPart = Annotated[
     Discriminator(
         _part_kind,
         custom_error_type="part_type",
-        custom_error_message="Attend serves text models; a part's type should be 'text', 'input_text', 'output_text', "
-        "'refusal' or 'reasoning'",
+        custom_error_message="a part's type should be 'text', 'input_text', 'output_text', 'refusal' or 'reasoning'; "
+        "Attend serves text models, so that images, sound and files have no place",
     ),
 ]
 Parts = Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
-Content = Text | Annotated[Parts, Field(min_length=1)]
-AnswerContent = Text | Parts
+Content = Text | Parts
+
+
+def _json_text(value: Any) -> Any:
+    """A result that is JSON, and neither text nor parts, as text; the answer of a function may be anything."""
+    is_parts = isinstance(value, list) and all(
+        isinstance(item, str) or (isinstance(item, Mapping) and "type" in item) for item in value
+    )
+    if value is None or isinstance(value, str) or is_parts:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+Result = Annotated[Content, BeforeValidator(_json_text)]
 
 
 def text_of(content: str | list[Any]) -> str:
@@ -87,26 +115,31 @@ def _text_of_part(part: str | TextPart | RefusalPart | ReasoningPart) -> str:
 class CalledFunction(HistoryModel):
     """A function and its arguments: JSON in a string, or taken apart; of a call that was cut, whatever there is."""
 
-    name: ToolName
+    name: Text = ""
     arguments: JsonValue = ""
 
 
 class ToolCallMessage(HistoryModel):
-    """A call that an earlier answer made."""
+    """A call that an earlier answer made, of this model or of another, in whichever shape it was kept."""
 
     id: Text = ""
-    type: Literal["function"] = "function"
     function: CalledFunction
 
     @model_validator(mode="before")
     @classmethod
-    def _custom_is_function(cls, data: Any) -> Any:
-        """A call of a custom tool is one whose only argument is its input."""
-        custom = data.get("custom") if isinstance(data, dict) else None
-        if not isinstance(custom, dict):
+    def _is_a_function(cls, data: Any) -> Any:
+        """Calls of custom tools, whose only argument is their input, and calls without an object of their own."""
+        if not isinstance(data, dict):
             return data
-        function = {"name": custom.get("name"), "arguments": {"input": custom.get("input") or ""}}
-        return {"id": data.get("id"), "function": function}
+        if not isinstance(data.get("id"), str):
+            data = {**data, "id": "" if data.get("id") is None else str(data["id"])}
+        custom = data.get("custom")
+        if isinstance(custom, dict):
+            return {**data, "function": {"name": custom.get("name"), "arguments": {"input": custom.get("input") or ""}}}
+        if "function" not in data and "name" in data:
+            given = [data[name] for name in ARGUMENT_NAMES if data.get(name) is not None]
+            return {**data, "function": {"name": data["name"], "arguments": given[0] if given else ""}}
+        return data
 
 
 class InstructionMessage(HistoryModel):
@@ -127,19 +160,24 @@ class AssistantMessage(HistoryModel):
     """What the model said: text, calls, both, or nothing where an answer was cut before its first word."""
 
     role: Literal["assistant"]
-    content: AnswerContent = ""
+    content: Content = ""
     tool_calls: list[ToolCallMessage] = Field(default=[], max_length=MAX_CALLS)
 
     @model_validator(mode="before")
     @classmethod
-    def _function_call_is_a_call(cls, data: Any) -> Any:
-        """The older name of a single call; a refusal is what was said where there is nothing else."""
+    def _read_older_and_foreign_forms(cls, data: Any) -> Any:
+        """The older name of a single call, calls among the parts, and a refusal where nothing else was said."""
         if not isinstance(data, dict):
             return data
-        if data.get("function_call") is not None and not data.get("tool_calls"):
-            data = {**data, "tool_calls": [{"function": data["function_call"]}]}
+        parts = data["content"] if isinstance(data.get("content"), list) else []
+        calls = data.get("tool_calls") or [part for part in parts if _kind_of(part) in CALL_PARTS]
+        if not calls and data.get("function_call"):
+            calls = [{"function": data["function_call"]}]
+        data = {**data, "tool_calls": calls or []}
+        if parts:
+            data["content"] = [part for part in parts if not _is_foreign(part)]
         if data.get("refusal") is not None and not data.get("content"):
-            data = {**data, "content": data["refusal"]}
+            data["content"] = data["refusal"]
         return data
 
 
@@ -147,7 +185,7 @@ class ToolMessage(HistoryModel):
     """What a called function gave back; `function` is the older name of the role."""
 
     role: Literal["tool", "function"]
-    content: AnswerContent = ""
+    content: Result = ""
     tool_call_id: Text = ""
 
 

@@ -1,11 +1,11 @@
 """POST /v1/generate, Attend's own route: everything that the engine can do."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.base import OptionalInteger, Text, TokenIdList, TokenLimit, Usage, refusal
-from service.schemas.generation import GenerationFields, ParseSpecial, StopReason
+from service.schemas.generation import NOTHING_IS_NONE, GenerationFields, ParseSpecial, StopReason
 
 
 class GenerateRequest(GenerationFields):
@@ -15,7 +15,7 @@ class GenerateRequest(GenerationFields):
     model: Text | None = Field(default=None, description="Optional; if given, the served model's id.")
     max_tokens: TokenLimit = Field(default=128, description="Most tokens to generate; -1: what the context holds.")
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token; up to 2.")
-    logprobs: OptionalInteger = Field(
+    logprobs: Annotated[OptionalInteger, NOTHING_IS_NONE] = Field(
         default=None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with this many alternatives."
     )
     return_progress: bool = Field(

@@ -2,18 +2,27 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from service.schemas.base import HistoryModel, JsonObject, JsonValue, Seed, Text, TokenLimit, WireModel, refusal
-from service.schemas.chat import MAX_TOOLS, Function, JsonObjectFormat, TextFormat, Tool, refuse_other_tools
-from service.schemas.generation import EngineFields, GenerationFields
+from service.schemas.chat import (
+    MAX_TOOLS,
+    Function,
+    JsonObjectFormat,
+    TextFormat,
+    Tool,
+    flat_tool_choice,
+    refuse_other_tools,
+)
+from service.schemas.generation import EngineFields, GenerationFields, Label
 from service.schemas.messages import (
+    MAX_CALLS,
     MAX_MESSAGES,
-    AnswerContent,
     AssistantMessage,
     CalledFunction,
     ChatMessage,
     InstructionMessage,
+    Result,
     ToolCallMessage,
     ToolMessage,
     ToolName,
@@ -21,49 +30,75 @@ from service.schemas.messages import (
     text_of,
 )
 
+SILENT_ITEMS = ("reasoning", "compaction", "mcp_list_tools", "web_search_call", "file_search_call")
+
 
 class MessageItem(HistoryModel):
     """What somebody said; an earlier answer's own item may be sent back as it was."""
 
     type: Literal["message"] = "message"
-    role: Literal["user", "system", "developer", "assistant"]
-    content: AnswerContent
+    role: Literal["user", "system", "developer", "assistant", "tool", "function"]
+    content: Result = ""
+    tool_calls: list[ToolCallMessage] = Field(default=[], max_length=MAX_CALLS)
+    tool_call_id: Text = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "MessageItem":
+        """Only an answer or a result may be empty."""
+        if self.role in ("user", "system", "developer") and "content" not in self.model_fields_set:
+            raise refusal("content", "content is missing")
+        return self
+
+    @property
+    def message(self) -> ChatMessage:
+        """The same as a message of a chat."""
+        text = text_of(self.content)
+        if self.role == "user":
+            return UserMessage(role="user", content=text)
+        if self.role == "assistant":
+            return AssistantMessage(role="assistant", content=text, tool_calls=list(self.tool_calls))
+        if self.role in ("tool", "function"):
+            return ToolMessage(role="tool", content=text, tool_call_id=self.tool_call_id)
+        return InstructionMessage(role="system", content=text)
 
 
 class FunctionCallItem(HistoryModel):
     """A call that an earlier answer made."""
 
-    type: Literal["function_call"]
+    type: Literal["function_call", "custom_tool_call"]
     call_id: Text = ""
-    name: ToolName
+    name: Text = ""
     arguments: JsonValue = ""
+    input: Text | None = None  # of a custom tool: its only argument
 
 
 class FunctionOutputItem(HistoryModel):
     """What a called function gave back."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Text = ""
-    output: AnswerContent = ""
+    output: Result = ""
 
 
-class ReasoningItem(HistoryModel):
-    """An earlier answer's reasoning, of another model; it is not shown to this one."""
+class SilentItem(HistoryModel):
+    """An earlier answer's reasoning, a search of its own and the like: nothing that is shown to this model."""
 
-    type: Literal["reasoning"]
+    type: str
 
 
 def _item_type(item: Any) -> str | None:
-    """The type that an item names; a message need not."""
+    """The branch of the union below that an item belongs to; a message need not name its type."""
     kind = (item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", None)
-    return kind if isinstance(kind, str) else None
+    if not isinstance(kind, str):
+        return None
+    return "reasoning" if kind in SILENT_ITEMS else kind.replace("custom_tool_call", "function_call")
 
 
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    | Annotated[SilentItem, Tag("reasoning")],
     Discriminator(
         _item_type,
         custom_error_type="item_type",
@@ -77,7 +112,7 @@ class SchemaFormat(WireModel):
     """JSON that fits a schema."""
 
     type: Literal["json_schema"]
-    name: ToolName
+    name: Text = ""
     description: Text | None = None
     schema_: JsonObject = Field(alias="schema")
     strict: bool | None = None
@@ -102,15 +137,18 @@ class FunctionTool(Function):
     @model_validator(mode="before")
     @classmethod
     def _is_a_function(cls, data: Any) -> Any:
-        """Refuse other types by their type, before a part of them is missed."""
+        """Refuse other types by their type, before a part of them is missed; chat's shape is taken apart."""
         refuse_other_tools(data)
+        inner = data.get("function") if isinstance(data, dict) else None
+        if isinstance(inner, dict):
+            return {**{name: value for name, value in data.items() if name != "function"}, **inner}
         return data
 
 
 class FunctionChoice(WireModel):
     """This function must be called."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     name: ToolName
 
 
@@ -130,8 +168,8 @@ class ResponsesRequest(EngineFields):
     stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
     text: TextOptions = Field(default=TextOptions(), description="format: text, json_object or json_schema.")
     tools: list[FunctionTool] = Field(default=[], max_length=MAX_TOOLS, description="Functions the model may call.")
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice = Field(
-        default="auto", description="none, auto, required, or one function."
+    tool_choice: Annotated[Literal["none", "auto", "required"] | FunctionChoice, BeforeValidator(flat_tool_choice)] = (
+        Field(default="auto", description="none, auto, required, or one function.")
     )
     parallel_tool_calls: bool = Field(default=True, description="Whether one answer may call several functions.")
     truncation: Literal["disabled"] = Field(default="disabled", description="Inputs that do not fit are refused.")
@@ -139,12 +177,14 @@ class ResponsesRequest(EngineFields):
     background: Literal[False] = Field(default=False, description="Answers are made while you wait: false only.")
     service_tier: Literal["auto", "default"] = Field(default="auto", description="There is one tier.")
     metadata: JsonObject = Field(default={}, description="Labels of yours, returned with the answer.")
-    user: Text | None = Field(default=None, max_length=256, description="Your end user's name, for the request log.")
-    safety_identifier: Text | None = Field(default=None, max_length=256, description="The newer name of user.")
+    user: Label | None = Field(default=None, description="Your end user's name, for the request log.")
+    safety_identifier: Label | None = Field(default=None, description="The newer name of user.")
     seed: Seed = Field(default=None, description="Same seed, same request: same answer. Random if -1 or not given.")
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "ResponsesRequest":
+        if self.instructions is None and not self.chat_messages:
+            raise refusal("input", "input has nothing to answer; give a text, or items with at least one message")
         names = [tool.name for tool in self.tools]
         if len(set(names)) < len(names):
             raise refusal("tools", "tools has two functions of the same name")
@@ -183,7 +223,8 @@ class ResponsesRequest(EngineFields):
         for item in items:
             last = messages[-1] if messages else None
             if isinstance(item, FunctionCallItem):
-                function = CalledFunction(name=item.name, arguments=item.arguments)
+                arguments = item.arguments if item.input is None else {"input": item.input}
+                function = CalledFunction(name=item.name, arguments=arguments)
                 call = ToolCallMessage(id=item.call_id, function=function)
                 if isinstance(last, AssistantMessage):
                     last.tool_calls = [*last.tool_calls, call]
@@ -191,14 +232,8 @@ class ResponsesRequest(EngineFields):
                     messages.append(AssistantMessage(role="assistant", tool_calls=[call]))
             elif isinstance(item, FunctionOutputItem):
                 messages.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=text_of(item.output)))
-            elif isinstance(item, ReasoningItem):
-                continue
-            elif item.role == "user":
-                messages.append(UserMessage(role="user", content=text_of(item.content)))
-            elif item.role == "assistant":
-                messages.append(AssistantMessage(role="assistant", content=text_of(item.content)))
-            else:
-                messages.append(InstructionMessage(role="system", content=text_of(item.content)))
+            elif isinstance(item, MessageItem):
+                messages.append(item.message)
         return messages
 
     @property

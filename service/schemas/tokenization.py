@@ -24,6 +24,7 @@ class TokenizeRequest(RequestBody):
     )
     parse_special: ParseSpecial = True
     add_generation_prompt: bool = Field(default=True, description="With messages: open the assistant's turn.")
+    continue_final_message: bool = Field(default=False, description="With messages: end inside the last message.")
     return_token_strs: bool = Field(default=False, description="Return each token's text too.")
 
     @model_validator(mode="after")
@@ -35,8 +36,9 @@ class TokenizeRequest(RequestBody):
         if not self.parse_special and self.messages is not None:
             message = "parse_special needs prompt: what messages spell is plain text, what the template writes is not"
             raise refusal("parse_special", message)
-        if "add_generation_prompt" in self.model_fields_set and self.messages is None:
-            raise refusal("add_generation_prompt", "add_generation_prompt needs messages: a plain prompt has no turns")
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if name in self.model_fields_set and self.messages is None:
+                raise refusal(name, f"{name} needs messages: a plain prompt has no turns")
         return self
 
 

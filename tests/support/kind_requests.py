@@ -280,7 +280,88 @@ ITEMS = [
         plain={"input": [USER, CALL_ITEM, RESULT_ITEM]},
     ),
 ]
-KIND_ROWS = [*NULLS, *LABELS, *NEUTRAL, *NO_TOOLS, *NUMBERS, *HISTORY, *ITEMS]
+NOTHING = [
+    *rows(
+        "asking for nothing",
+        "Forms of clients send their empty boxes.",
+        (COMPLETIONS, CHAT, GENERATE),
+        {"stop": ""},
+        {"stop": [""]},
+        {"stop": [None, ""]},
+        {"logit_bias": []},
+        {"logprobs": False},
+        {"functions": [], "function_call": "auto"},
+        {"stop_sequences": [], "system": "", "samplers": [], "options": {}, "previous_response_id": ""},
+        {"chat_template_kwargs": {"enable_thinking": False}, "think": False},
+        {"t_max_predict_ms": -1, "t_max_prompt_ms": -1, "top_n_sigma": -1, "n_indent": 0, "grammar_lazy": False},
+        {"num_retries": 2, "caching": True, "fallbacks": ["x"], "kv_transfer_params": {}, "mcp_servers": []},
+    ),
+    *rows(
+        "labels of any kind",
+        "Whatever a label holds, it is a label.",
+        ALL,
+        {"user": "x" * 1000},
+        {"user": 7},
+        {"user": {"id": 7, "name": "Ada"}},
+        {"user": True, "safety_identifier": {"a": [1]}},
+        {"safety_identifier": ["a"]},
+        {"chat_id": "c", "thread_id": 7, "message_id": None, "debug": {"echo": True}},
+    ),
+]
+FOREIGN = [
+    *rows(
+        "calls of other providers in the history",
+        "A conversation that began elsewhere goes on here; its calls have other shapes.",
+        (CHAT,),
+        chat(USER, {**CALLING, "tool_calls": [{**CALL, "type": "tool_call"}, None]}, RESULT),
+        chat(USER, {**CALLING, "tool_calls": [{**CALL, "type": "", "id": 7}]}, RESULT),
+        chat(USER, {**CALLING, "tool_calls": [{"id": "call_1", "name": "f", "args": {"x": "a"}}]}, RESULT),
+        chat(USER, {**CALLING, "function_call": {}}, RESULT),
+        chat(USER, {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {"x": "a"}}]}, RESULT),
+        chat(
+            USER,
+            {**CALLING, "content": [{"type": "tool_use", "name": "f", "input": {}}, {"type": "citations"}]},
+            RESULT,
+        ),
+        chat(USER, {**CALLING, "content": [{"type": "thought", "text": "hm"}, None]}, RESULT),
+        plain=chat(USER, CALLING, RESULT),
+    ),
+    *rows(
+        "results that are JSON",
+        "Functions return numbers, objects and lists.",
+        (CHAT,),
+        chat(USER, CALLING, {**RESULT, "content": 21}),
+        chat(USER, CALLING, {**RESULT, "content": ["2", "1"]}),
+        chat(USER, CALLING, {**RESULT, "content": [{"type": "text", "text": "21"}, None]}),
+        chat(USER, CALLING, {**RESULT, "content": [None, "21"]}),
+        chat(USER, CALLING, {**RESULT, "content": [{"type": "output_text", "text": "21"}, {"type": "text"}]}),
+        plain=chat(USER, CALLING, RESULT),
+    ),
+    *rows(
+        "nulls in lists",
+        "Lists that were made in a loop keep a place for what was not there.",
+        (CHAT,),
+        {"messages": [None, USER, None]},
+        chat({"role": "user", "content": [None, {"type": "text", "text": "hi"}]}),
+        chat({"role": "user", "content": [{"type": None, "text": "hi"}]}),
+        chat({"role": "user", "content": [{"type": "text", "text": None}, {"type": "text", "text": "hi"}]}),
+        {"messages": [USER], "tools": [None], "stop": [None]},
+        plain=chat(USER),
+    ),
+    *rows(
+        "items of chats and of other providers",
+        "Frameworks mix the two APIs' shapes, and keep items that say nothing to a model.",
+        (RESPONSES,),
+        {"input": [USER, CALLING, RESULT]},
+        {"input": [USER, {**CALLING, "content": None}, RESULT_ITEM]},
+        {"input": [USER, {"type": "web_search_call", "id": "ws_1", "status": "completed"}, CALL_ITEM, RESULT_ITEM]},
+        {"input": [USER, {"type": "compaction", "encrypted_content": "x"}, CALL_ITEM, RESULT_ITEM]},
+        {"input": [USER, {"type": "mcp_list_tools", "tools": []}, CALL_ITEM, {**RESULT_ITEM, "output": 21}]},
+        {"input": [USER, CALL_ITEM, {**RESULT_ITEM, "type": "custom_tool_call_output"}]},
+        plain={"input": [USER, CALL_ITEM, RESULT_ITEM]},
+    ),
+]
+KIND_ROWS = [*NULLS, *LABELS, *NEUTRAL, *NO_TOOLS, *NUMBERS, *HISTORY, *ITEMS, *NOTHING, *FOREIGN]
 
 FUNCTION: Json = {"name": "f", "parameters": {"type": "object", "additionalProperties": False}}
 TOOL_LABELS: list[tuple[str, Any]] = [

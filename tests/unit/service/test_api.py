@@ -158,7 +158,7 @@ BAD_REQUESTS: list[tuple[str, Any, int, str | None, str]] = [
     ("/v1/completions", {**COMPLETION, "top_p": math.inf}, 400, "top_p", "top_p"),
     ("/v1/completions", {**COMPLETION, "seed": 2**64}, 400, "seed", "less than"),
     ("/v1/completions", {**COMPLETION, "seed": True}, 400, "seed", "valid integer"),
-    ("/v1/completions", {**COMPLETION, "stop": ""}, 400, "stop", "at least 1 character"),
+    ("/v1/completions", {**COMPLETION, "stop": "x" * 513}, 400, "stop", "at most 512 characters"),
     ("/v1/completions", {**COMPLETION, "stop": ["a"] * 17}, 400, "stop", "at most 16 items"),
     ("/v1/completions", {**COMPLETION, "stream": "yes"}, 400, "stream", "valid boolean"),
     ("/v1/completions", {**COMPLETION, "n": 17}, 400, "n", "less than or equal to 16"),

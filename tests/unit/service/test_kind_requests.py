@@ -13,7 +13,19 @@ from service.schemas.field_rules import ACCEPTED, REFUSED
 from tests.support.api_client import CHAT, COMPLETIONS, GENERATE, RESPONSES, ROUTES, Json, body_for, error_of
 from tests.support.fake_decoder import FakeDecoder
 from tests.support.fake_service import fake_app
-from tests.support.kind_requests import FUNCTION, KIND_ROWS, OTHER_TOOLS, TOOL_LABELS, KindRow
+from tests.support.kind_requests import (
+    CALL,
+    CALL_ITEM,
+    CALLING,
+    FUNCTION,
+    KIND_ROWS,
+    OTHER_TOOLS,
+    RESULT,
+    RESULT_ITEM,
+    TOOL_LABELS,
+    USER,
+    KindRow,
+)
 from tests.support.requests import TOKENIZER
 
 CONTEXT_TOKENS = 512
@@ -154,6 +166,112 @@ def test_a_tool_of_another_type_is_refused_by_its_type(client: TestClient, route
     error = error_of(client.post(route, json=body_for(route, tools=[{"type": kind, kind: {}}])))
     assert error["param"] == "tools.0.type"
     assert repr(kind) in error["message"]
+
+
+TOOL: Json = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+FLAT_TOOL: Json = {"type": "function", **TOOL["function"]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "tool"),
+    [
+        ("any", TOOL),
+        ({"type": "any"}, FLAT_TOOL),
+        ({"type": "required"}, TOOL),
+        ({"type": "function", "name": "f"}, FLAT_TOOL),
+        ({"type": "function", "function": {"name": "f"}}, {**TOOL, "x-mine": 1}),
+        ({"function": {"name": "f"}}, {**TOOL, "version": "1"}),
+        ({"name": "f"}, FLAT_TOOL),
+    ],
+)
+@pytest.mark.parametrize("route", [CHAT, RESPONSES])
+def test_a_tool_and_its_choice_have_many_shapes(client: TestClient, route: str, choice: Any, tool: Json) -> None:
+    """Mistral's and Anthropic's words, and the shapes of the other of OpenAI's two APIs, are understood on both."""
+    answer = client.post(route, json=body_for(route, max_tokens=120, tools=[tool], tool_choice=choice))
+    assert answer.status_code == 200, answer.text
+    calls = answer.json()["output"] if route == RESPONSES else answer.json()["choices"][0]["message"]["tool_calls"]
+    assert (calls[0].get("function") or calls[0])["name"] == "f"
+
+
+@pytest.mark.parametrize("kind", ["none", "auto"])
+@pytest.mark.parametrize("route", [CHAT, RESPONSES])
+def test_a_choice_may_be_an_object(client: TestClient, route: str, kind: str) -> None:
+    """As Anthropic's clients have it."""
+    tools = [FLAT_TOOL if route == RESPONSES else TOOL]
+    odd = client.post(route, json=body_for(route, tools=tools, tool_choice={"type": kind}))
+    assert said(odd) == said(client.post(route, json=body_for(route, tools=tools, tool_choice=kind)))
+
+
+@pytest.mark.parametrize("result", [{"a": 1}, [{"a": 1}], True, 2.5, [1, 2], {"type": "x"}])
+def test_a_result_that_is_json_is_its_text(client: TestClient, result: Any) -> None:
+    """On both routes: the model reads what the function returned."""
+    ask = body_for(CHAT, messages=[USER, CALLING, {**RESULT, "content": result}])
+    plain = body_for(CHAT, messages=[USER, CALLING, {**RESULT, "content": json.dumps(result)}])
+    assert said(client.post(CHAT, json=ask)) == said(client.post(CHAT, json=plain))
+
+
+@pytest.mark.parametrize("name", ["", None, "get weather", "f()", "Wetter_für", "$f", "@a/b", "x" * 200])
+def test_a_call_of_the_history_may_have_any_name(client: TestClient, name: str | None) -> None:
+    """Other models write them, and streams are cut."""
+    call = {**CALL, "function": {"name": name, "arguments": "{"}}
+    answer = client.post(CHAT, json=body_for(CHAT, messages=[USER, {**CALLING, "tool_calls": [call]}, RESULT]))
+    assert answer.status_code == 200, answer.text
+    item = {**CALL_ITEM, "name": name}
+    assert client.post(RESPONSES, json=body_for(RESPONSES, input=[USER, item, RESULT_ITEM])).status_code == 200
+
+
+SMALL: Json = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "json_schema": {"schema": SMALL}},
+        {"type": "json_schema", "json_schema": {"name": "My Answer", "schema": SMALL}},
+        {"type": "json_schema", "json_schema": {"name": "List[int]", "schema": SMALL, "strict": None}},
+        {"type": "json_object", "schema": SMALL},
+        {"type": "json_schema", "json_schema": {"name": None, "schema": SMALL}},
+    ],
+)
+def test_the_name_of_a_form_is_a_label(client: TestClient, form: Json) -> None:
+    """And `json_object` may bring a schema, as llama.cpp's clients send it."""
+    answer = client.post(CHAT, json=body_for(CHAT, max_tokens=40, response_format=form))
+    assert answer.status_code == 200, answer.text
+    assert json.loads(said(answer)[0])["a"] in (1, 2)
+
+
+IN_TEXT = json.dumps(SMALL)
+
+
+@pytest.mark.parametrize("fields", [{"guided_json": IN_TEXT}, {"structured_outputs": {"json": IN_TEXT}}])
+def test_a_schema_may_be_text(client: TestClient, fields: Json) -> None:
+    """As vLLM takes it."""
+    answer = client.post(GENERATE, json=body_for(GENERATE, max_tokens=40) | fields)
+    assert json.loads(said(answer)[0])["a"] in (1, 2)
+
+
+def test_half_a_character_in_a_label_is_replaced(ignoring: TestClient) -> None:
+    """JSON can spell it, the log cannot."""
+    body = json.dumps(body_for(GENERATE, user="a\ud800b"))
+    headers = {"Content-Type": "application/json"}
+    assert ignoring.post(GENERATE, content=body.encode(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+def test_special_tokens_are_added_where_they_belong(client: TestClient, is_added: bool) -> None:
+    """Asking for what happens is fine, asking for the contrary is refused: by the tokenizer, or by the template."""
+    prompt = client.post(COMPLETIONS, json=body_for(COMPLETIONS, add_special_tokens=is_added))
+    chat = client.post(CHAT, json=body_for(CHAT, add_special_tokens=is_added))
+    assert (prompt.status_code, chat.status_code) == ((200, 400) if is_added else (400, 200))
+
+
+def test_tokenize_shows_a_continued_conversation(client: TestClient) -> None:
+    """The tokens that such an answer gets."""
+    messages = [USER, {"role": "assistant", "content": "I am"}]
+    body = {"messages": messages, "continue_final_message": True}
+    shown = client.post("/tokenize", json=body).json()["count"]
+    answer = client.post(CHAT, json=body_for(CHAT, messages=messages, continue_final_message=True))
+    assert shown == said(answer)[1]
 
 
 @pytest.mark.parametrize("limit", [-1, -1.0, None])

@@ -39,7 +39,7 @@ def call_first(request: ModelRequest, handler: Callable[[ModelRequest], ModelRes
 
 @wrap_model_call
 def call_once(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
-    """Offer tools in answer to a person only; a model this small would call for ever, and with a form none is forced."""
+    """Offer tools to a person's turn only: with a form no choice is forced, and a small model would call for ever."""
     is_first = isinstance(request.messages[-1], HumanMessage)
     return handler(request if is_first else request.override(tools=[]))
 

@@ -41,7 +41,8 @@ def call_first(request: ModelRequest, handler: Callable[[ModelRequest], ModelRes
 def call_once(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
     """Offer tools to a person's turn only: with a form no choice is forced, and a small model would call for ever."""
     is_first = isinstance(request.messages[-1], HumanMessage)
-    return handler(request if is_first else request.override(tools=[]))
+    one_call = {"parallel_tool_calls": False}
+    return handler(request.override(model_settings=one_call) if is_first else request.override(tools=[]))
 
 
 def add_checks(row: str, **model_fields: Any) -> None:

@@ -5,6 +5,7 @@ proxy serves several: `/langchain/v1/models` goes to `/v1/models`.
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -72,6 +73,7 @@ def _json_or_text(body: bytes) -> Any:
 def recording_proxy(server_url: str, path: Path) -> Iterator[str]:
     """Run a proxy in front of a server; yields its URL, to which a client's name is appended."""
     recorder = Recorder(server_url, path, httpx.AsyncClient(timeout=None, trust_env=False))  # noqa: S113
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request, where somebody logs
     app = Starlette(routes=[Route("/{rest:path}", recorder.forward, methods=METHODS)])
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off"))

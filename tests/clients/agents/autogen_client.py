@@ -78,6 +78,7 @@ def model(client: type[OpenAIChatCompletionClient] = CallingFirst, **fields: Any
         model_info=INFO,
         max_retries=0,
         max_tokens=MAX_TOKENS,
+        parallel_tool_calls=False,
         temperature=0,
         **fields,
     )

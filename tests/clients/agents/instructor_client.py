@@ -8,7 +8,7 @@ import openai
 from instructor.core.exceptions import IncompleteOutputException, InstructorRetryException
 from pydantic import AfterValidator, BaseModel
 
-from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, SPELLED_REPORT, Checks
+from tests.clients.capabilities import MAX_TOKENS, MODEL_ID, SPELLED_REPORT, Checks, spelled_call
 
 checks = Checks()
 USER: Any = {"role": "user", "content": f"Repeat this: ```json\n{SPELLED_REPORT}\n```"}
@@ -110,15 +110,17 @@ for prompted_mode in PROMPTED_MODES:
 
 @checks.add("instructor PARALLEL_TOOLS", "tools")
 def parallel_tools() -> None:
-    """Several calls in one answer."""
+    """Several calls in one answer; this mode leaves the choice to the model."""
+    told = {"role": "user", "content": f"Repeat this: {spelled_call('Report')}"}
     reports = client_of("PARALLEL_TOOLS").create(
         model=MODEL_ID,
-        messages=[USER],
+        messages=[told],
         response_model=Iterable[Report],
         temperature=0,
         max_tokens=8 * MAX_TOKENS,
     )
-    assert all(isinstance(report, Report) for report in reports)
+    kinds = {type(report) for report in reports}
+    assert kinds == {Report}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ def call_first(request: ModelRequest, handler: Callable[[ModelRequest], ModelRes
     return handler(request.override(tool_choice="get_weather" if is_first else "none"))
 
 
+@wrap_model_call
+def call_once(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+    """Offer tools to a person's turn only: with a form no choice is forced, and a small model would call for ever."""
+    is_first = isinstance(request.messages[-1], HumanMessage)
+    one_call = {"parallel_tool_calls": False}
+    return handler(request.override(model_settings=one_call) if is_first else request.override(tools=[]))
+
+
 def add_checks(row: str, **model_fields: Any) -> None:
     """The chat model and an agent with it, on one route."""
     model = ChatOpenAI(model=MODEL_ID, max_retries=0, timeout=60, max_tokens=MAX_TOKENS, temperature=0, **model_fields)
@@ -92,7 +100,7 @@ def add_checks(row: str, **model_fields: Any) -> None:
 
     @checks.add(row, "structured")
     def structured_agent_with_tools() -> None:
-        agent = create_agent(model, [get_weather], middleware=[call_first], response_format=ProviderStrategy(Report))
+        agent = create_agent(model, [get_weather], middleware=[call_once], response_format=ProviderStrategy(Report))
         state = agent.invoke({"messages": [HumanMessage(QUESTION)]})
         assert isinstance(state["structured_response"], Report)
 

@@ -27,11 +27,13 @@ os.environ["LLM_USER_PATH"] = str(FOLDER)
 - model_id: attend
   model_name: {MODEL_ID}
   api_base: {base_url()}
+  api_key_name: attend
   supports_tools: true
   supports_schema: true
 - model_id: attend-responses
   model_name: {MODEL_ID}
   api_base: {base_url()}
+  api_key_name: attend
   supports_tools: true
   supports_schema: true
   responses: true

@@ -1,6 +1,7 @@
 """The OpenAI agents SDK with its chat completions model and its responses model."""
 
 import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents import (
@@ -10,6 +11,7 @@ from agents import (
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
+    RunContextWrapper,
     Runner,
     function_tool,
     handoff,
@@ -37,6 +39,23 @@ class Report(BaseModel):
 def get_weather(city: Literal["Paris", "Berlin"], unit: Literal["C", "F"]) -> str:
     """Tell the weather."""
     check_arguments({"city": city, "unit": unit})
+    return WEATHER
+
+
+@dataclass
+class Calls:
+    """A run's context: how often the tool was called."""
+
+    num_calls: int = 0
+
+
+@function_tool(is_enabled=lambda context, _agent: context.context.num_calls == 0)
+def get_weather_once(
+    context: RunContextWrapper[Calls], city: Literal["Paris", "Berlin"], unit: Literal["C", "F"]
+) -> str:
+    """Tell the weather; offered once, for with a form a model this small would call until the last turn."""
+    check_arguments({"city": city, "unit": unit})
+    context.context.num_calls += 1
     return WEATHER
 
 
@@ -101,8 +120,8 @@ def add_checks(row: str, model: Model) -> None:
 
     @checks.add(row, "structured")
     async def structured_with_tools() -> None:
-        caller = agent(tools=[get_weather], model_settings=CALLING, output_type=Report)
-        result = await Runner.run(caller, QUESTION)
+        caller = agent(tools=[get_weather_once], model_settings=CALLING, output_type=Report)
+        result = await Runner.run(caller, QUESTION, context=Calls())
         assert "tool_call_output_item" in kinds(result.new_items)
         assert isinstance(result.final_output, Report)
 

@@ -21,8 +21,8 @@ const get_weather = tool({
   },
 });
 
-async function checks(row, model) {
-  const settings = { model, temperature: 0, maxOutputTokens: MAX_TOKENS, maxRetries: 0 };
+async function checks(row, model, providerOptions = {}) {
+  const settings = { model, temperature: 0, maxOutputTokens: MAX_TOKENS, maxRetries: 0, providerOptions };
   const loop = {
     ...settings,
     tools: { get_weather },
@@ -88,4 +88,4 @@ async function checks(row, model) {
 
 await checks("ai SDK openai-compatible", compatible(MODEL_ID));
 await checks("ai SDK openai chat", openai.chat(MODEL_ID));
-await checks("ai SDK openai responses", openai.responses(MODEL_ID));
+await checks("ai SDK openai responses", openai.responses(MODEL_ID), { openai: { store: false } }); // nothing is stored

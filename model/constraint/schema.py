@@ -15,9 +15,10 @@ from typing import Any
 from model.constraint.counting import Counts, counted, most_properties
 from model.constraint.endings import can_end, endless_definitions
 from model.constraint.errors import UnsatisfiableError
-from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, bounded_number, free_json_definitions
+from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
 from model.constraint.merging import Shape, all_of, inferred_types, merged
+from model.constraint.numbers import bounded_number
 from model.constraint.objects import Names, SchemaRules, added_properties, listed_properties
 from model.constraint.place import Place
 from model.constraint.references import resolved
@@ -233,12 +234,12 @@ class _Preparation:
         if "array" in types:
             self._complete_array(node, place)
         if "object" in types:
-            return self._with_properties(bounded_number(node), parts, place)
-        return self._number(node) if {"integer", "number"} & set(types) else node
+            return self._with_properties(bounded_number(node, place), parts, place)
+        return self._number(node, place) if {"integer", "number"} & set(types) else node
 
-    def _number(self, node: Schema) -> Schema:
+    def _number(self, node: Schema, place: Place) -> Schema:
         """A reference to a number with bounds: many of one kind would fill the lexer, one for each place."""
-        bounded = bounded_number(node)
+        bounded = bounded_number(node, place)
         name = f"n{hashlib.blake2s(json.dumps(bounded, sort_keys=True).encode(), digest_size=8).hexdigest()}"
         self._numbers[name] = bounded
         return {"$ref": f"#/$defs/{name}"}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from model.constraint.endings import can_end, endless_definitions
 from model.constraint.errors import UnsatisfiableError
 from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
-from model.constraint.merging import Shape, all_of, inferred_types, merged
+from model.constraint.merging import Shape, all_of, inferred_types, merged, names_to_forbid
 from model.constraint.numbers import bounded_number
 from model.constraint.objects import Names, SchemaRules, added_properties, listed_properties
 from model.constraint.place import Place
@@ -27,6 +28,8 @@ MAX_NODES = 10_000  # schemas that one is put together from: alternatives of alt
 MAX_REFERENCES_IN_LINE = 64
 MAX_TOGETHER = 100  # schemas that speak of one value
 _MOST_EXCLUSIVE_BRANCHES = 64
+_MOST_WAYS = 64  # through the alternatives inside one
+_MOST_SHAPES = 256  # of all of them
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,10 @@ class _Preparation:
         if not choices:
             return self._plain(parts, place)
         choice, rest = choices[0], choices[1:]
+        told_apart = self._told_apart(choice.branches, parts, rest, place) if choice.is_exclusive else None
         reasons: list[UnsatisfiableError] = []
         branches: list[Any] = []
-        for branch in choice.branches:
+        for branch in told_apart or choice.branches:
             try:
                 branches.append(self._branch(branch, parts, rest, place))
             except UnsatisfiableError as error:
@@ -188,8 +192,7 @@ class _Preparation:
             raise reasons[0]
         if len(possible) < 2:
             return possible[0] if possible else False
-        is_exclusive = choice.is_exclusive and not self._are_disjoint(choice.branches, parts, place)
-        return {"oneOf" if is_exclusive else "anyOf": possible}
+        return {"oneOf" if choice.is_exclusive and told_apart is None else "anyOf": possible}
 
     def _branch(self, branch: Any, parts: list[Schema], choices: list[_Choice], place: Place) -> Any:
         """One branch with all that holds beside it; False where it contradicts that."""
@@ -201,22 +204,64 @@ class _Preparation:
             return False
         return self._combined([*parts, *inner.parts], [*inner.choices, *choices], place)
 
-    def _are_disjoint(self, branches: Sequence[Any], parts: list[Schema], place: Place) -> bool:
-        """Whether what is written for one branch of a `oneOf` never fits another, as this was given."""
+    def _told_apart(
+        self, branches: Sequence[Any], parts: list[Schema], rest: list[_Choice], place: Place
+    ) -> list[Any] | None:
+        """Branches of a `oneOf`, of which what is written for one never fits another as given; None if they may."""
         if len(branches) > _MOST_EXCLUSIVE_BRANCHES:
-            return False
-        shapes = [self._shape(branch, parts, place) for branch in branches]
-        return all(one.never_fits(other) for one in shapes for other in shapes if one is not other)
+            return None
+        every = [self._shapes(parts, [_Choice([branch]), *rest], place) for branch in branches]
+        shapes = [of_branch for of_branch in every if of_branch is not None]
+        if len(shapes) < len(every) or sum(map(len, shapes)) > _MOST_SHAPES:
+            return None
+        apart: list[Any] = []
+        for index, branch in enumerate(branches):
+            others = [shape for of_branch in (*shapes[:index], *shapes[index + 1 :]) for shape in of_branch]
+            forbidden = names_to_forbid(shapes[index], others)
+            if forbidden is None:
+                return None
+            apart.append({"allOf": [branch, {"properties": dict.fromkeys(forbidden, False)}]} if forbidden else branch)
+        return apart
 
-    def _shape(self, branch: Any, parts: list[Schema], place: Place) -> Shape:
-        together = self._together(branch, place)
-        every = [*parts, *together.parts]
-        is_closed = not together.choices and added_properties(every, self._rules) is False
+    def _shapes(self, parts: list[Schema], choices: list[_Choice], place: Place) -> list[Shape] | None:
+        """One for each way through all choices, also those inside others; None where there are too many."""
+        shapes: list[Shape] = []
+        waiting = [(parts, choices)]
+        for _ in range(_MOST_WAYS):
+            if not waiting:
+                return shapes
+            together, (choice, *rest) = waiting.pop()
+            if len(together) > MAX_TOGETHER:
+                break
+            for inner in self._possible(choice.branches, place):
+                self._count(place)
+                way = ([*together, *inner.parts], [*inner.choices, *rest])
+                if way[1]:
+                    waiting.append(way)
+                elif not (shape := self._shape(way[0], place)).required & shape.forbidden:
+                    shapes.append(shape)
+        return None
+
+    def _possible(self, branches: Sequence[Any], place: Place) -> Iterator[_Together]:
+        for branch in branches:
+            with suppress(UnsatisfiableError):
+                together = self._together(branch, place)
+                if not together.is_impossible:
+                    yield together
+
+    def _shape(self, parts: list[Schema], place: Place) -> Shape:
+        listed = listed_properties(parts)
         properties = {
             name: [part for schema in schemas for part in self._together(schema, place.property(name)).parts]
-            for name, schemas in listed_properties(every).items()
+            for name, schemas in listed.items()
+            if False not in schemas
         }
-        return Shape.of(every, properties, is_closed=is_closed)
+        return Shape.of(
+            parts,
+            properties,
+            listed.keys() - properties.keys(),
+            is_closed=added_properties(parts, self._rules) is False,
+        )
 
     def _plain(self, parts: list[Schema], place: Place) -> Any:
         """Parts without alternatives as one schema."""

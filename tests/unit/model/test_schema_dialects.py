@@ -123,3 +123,118 @@ def test_a_large_bound_leaves_room_beyond_it(
 ) -> None:
     """And not one value only."""
     check(compiler, schema, good, bad)
+
+
+def tagged(name: str, value: str, **more: Any) -> dict[str, Any]:
+    """An object with a tag, as pydantic writes a model with a Literal."""
+    return {"type": "object", "properties": {name: {"const": value}, **more}, "required": [name, *more]}
+
+
+def union(name: str, *branches: Any) -> dict[str, Any]:
+    """A discriminated union."""
+    return {"oneOf": list(branches), "discriminator": {"propertyName": name}}
+
+
+A = tagged("k", "a")
+B1, B2 = tagged("k", "b", v={"const": 1}), tagged("k", "b", v={"const": 2})
+X = {"type": "object", "properties": {"x": INTEGER}, "required": ["x"]}
+TWO = {"type": "object", "properties": {"a": INTEGER, "b": INTEGER, "c": INTEGER}}
+EXCLUSIVE = [
+    pytest.param(
+        union("k", A, union("v", B1, B2)),
+        ['{"k": "a"}', '{"k": "b", "v": 2}'],
+        ['{"k": "b"}', '{"k": "b", "v": 3}', '{"k": "a", "v": 1}'],
+        id="a union in a union: pydantic",
+    ),
+    pytest.param(
+        {"$defs": {"B": union("v", B1, B2), "A": A}, **union("k", {"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"})},
+        ['{"k": "a"}', '{"k": "b", "v": 1}'],
+        ['{"k": "c"}'],
+        id="the same by reference",
+    ),
+    pytest.param(
+        {"oneOf": [A, {"anyOf": [B1, B2]}]}, ['{"k": "a"}', '{"k": "b", "v": 1}'], ['{"k": "b"}'], id="anyOf in oneOf"
+    ),
+    pytest.param(
+        {"type": "array", "maxItems": 1, "items": {"oneOf": [{"type": "null"}, union("k", A, union("v", B1, B2))]}},
+        ["[null]", '[{"k": "b", "v": 2}]'],
+        ["[1]"],
+        id="an optional union of unions in a list",
+    ),
+    pytest.param(
+        union(
+            "k",
+            union("v", B1, B2),
+            {**tagged("k", "c"), "oneOf": [X, {"properties": {"y": INTEGER}, "required": ["y"]}]},
+        ),
+        ['{"k": "b", "v": 1}', '{"k": "c", "x": 1}', '{"k": "c", "y": 1}'],
+        ['{"k": "c", "x": 1, "y": 1}'],
+        id="three levels",
+    ),
+    pytest.param(
+        {**TWO, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        ['{"a": 1}', '{"b": 1, "c": 2}'],
+        ["{}", '{"a": 1, "b": 1}'],
+        id="one of two must be there: OpenAPI",
+    ),
+    pytest.param(
+        {**TWO, "oneOf": [{"required": ["a"]}, {"required": ["b"]}, {"required": ["c"]}]},
+        ['{"a": 1}', '{"b": 1}', '{"c": 1}'],
+        ["{}", '{"a": 1, "c": 1}', '{"b": 1, "c": 1}'],
+        id="one of three",
+    ),
+    pytest.param(
+        {**TWO, "additionalProperties": True, "oneOf": [{"required": ["a", "c"]}, {"required": ["b", "c"]}]},
+        ['{"a": 1, "c": 1, "z": 1}', '{"b": 1, "c": 1}'],
+        ['{"c": 1}', '{"a": 1, "b": 1, "c": 1}'],
+        id="of an open object",
+    ),
+    pytest.param(
+        {"oneOf": [{**TWO, "required": ["a"]}, {**TWO, "required": ["b"]}]},
+        ['{"a": 1}', '{"b": 1}'],
+        ['{"a": 1, "b": 1}'],
+        id="each branch with all properties",
+    ),
+    pytest.param(
+        {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        ['{"a": 1}', '{"b": 1}'],
+        ['{"a": 1, "b": 1}', "{}"],
+        id="properties that are not listed",
+    ),
+    pytest.param(
+        {
+            "oneOf": [
+                {"properties": {"a": INTEGER}, "required": ["a"]},
+                {"properties": {"b": INTEGER}, "required": ["b"]},
+            ],
+            "dependentSchemas": {"a": {"properties": {"b": INTEGER}}, "b": {"properties": {"a": INTEGER}}},
+        },
+        ['{"a": 1}', '{"b": 1}'],
+        ['{"a": 1, "b": 1}'],
+        id="what stands beside lists the other's properties",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), EXCLUSIVE)
+def test_branches_of_one_of_are_told_apart(
+    compiler: ConstraintCompiler, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    """By tags at any depth, or by forbidding what another branch requires."""
+    check(compiler, schema, good, bad)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**TWO, "oneOf": [{"required": ["a"]}, {"required": ["a", "b"]}]},
+        {"oneOf": [{"$ref": "#"}, {"oneOf": [{"$ref": "#"}, {"$ref": "#"}]}]},
+        {"type": "object", "oneOf": [{"oneOf": [{"$ref": "#"}, X]}, X]},
+    ],
+    ids=["one within the other", "of itself", "of itself and another"],
+)
+def test_branches_that_nothing_tells_apart_are_refused(compiler: ConstraintCompiler, schema: dict[str, Any]) -> None:
+    """Soon, and in one line."""
+    with pytest.raises(ConstraintError) as error:
+        compiler.compile(ConstraintSpec.json_schema(schema))
+    assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ is not listed here describes: `title`, `examples`, `$comment`, `readOnly`, `x-â€
 from collections.abc import Mapping
 from typing import Any
 
-from model.constraint.errors import ConstraintError
+from model.constraint.errors import ConstraintError, UnsatisfiableError
 from model.constraint.patterns import schema_pattern
 from model.constraint.place import Place
 
@@ -51,6 +51,7 @@ def constraining(node: Mapping[str, Any], place: Place) -> Schema:
 
     Raises:
         ConstraintError: it has a word that cannot be enforced, or one whose value is no such thing.
+        UnsatisfiableError: by itself nothing can match it.
     """
     given = {key: value for key, value in node.items() if value is not None or key == "const"}
     _refuse(given, place)
@@ -66,11 +67,26 @@ def _refuse(given: Schema, place: Place) -> None:
         "uniqueItems": given.get("uniqueItems") is False,
         "if": "then" not in given and "else" not in given,
         "contains": given.get("minContains") == 0 and "maxContains" not in given,
-        "not": given.get("not") is False,
+        "not": "not" in given and _is_never(given["not"], place),
     }
     for key, advice in _REFUSED.items():
         if key in given and not harmless.get(key, False):
             raise place.error(f'"{key}" cannot be enforced; {advice}')
+
+
+def _is_never(negated: Any, place: Place) -> bool:
+    """Whether what `not` speaks of is impossible.
+
+    Raises:
+        UnsatisfiableError: it is anything, so that nothing is left.
+    """
+    try:
+        is_any = negated is True or (isinstance(negated, Mapping) and not constraining(negated, place))
+    except UnsatisfiableError:
+        return True
+    if is_any:
+        raise place.unsatisfiable('"not" of anything')
+    return negated is False
 
 
 def _modernise(given: Schema) -> None:
@@ -105,8 +121,10 @@ def _check_value(kept: Schema, key: str, place: Place) -> None:
         raise place.error(f"{key} must be an object, not {value!r:.80}")
     elif key in _LISTS and not isinstance(value, list | tuple):
         raise place.error(f"{key} must be a list of schemas, not {value!r:.80}")
-    elif key in ("anyOf", "oneOf", "enum") and not (isinstance(value, list | tuple) and value):
-        raise place.error(f"{key} must be a list with at least one entry: nothing can match it")
+    elif key == "enum" and not isinstance(value, list | tuple):
+        raise place.error(f"enum must be a list of values, not {value!r:.80}")
+    elif key in ("anyOf", "oneOf", "enum") and not value:
+        raise place.unsatisfiable(f"{key} must be a list with at least one entry")
     elif key == "required" and not (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
         raise place.error(f"required must be a list of names, not {value!r:.80}")
     elif key == "pattern":

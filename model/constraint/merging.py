@@ -1,6 +1,7 @@
 """Several schemas that hold together, as one: pure functions on nodes whose words `keywords.py` has read."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from model.constraint.keywords import (
     STRING_KEYWORDS,
     Schema,
 )
+from model.constraint.numbers import has_numbers
 
 _TIGHTER: dict[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minItems", "minLength"), max),
@@ -65,6 +67,17 @@ def inferred_types(node: Schema, parts: Sequence[Schema]) -> list[str]:
     return [name for name, keywords in _TYPE_OF_KEYWORDS.items() if words & set(keywords)]
 
 
+def possible_types(node: Schema, types: Sequence[str]) -> list[str]:
+    """Those of the types for which the bounds, lengths and counts of a schema leave something."""
+    is_possible = {
+        "integer": has_numbers(node, is_whole=True),
+        "number": has_numbers(node, is_whole=False),
+        "string": node.get("minLength", 0) <= node.get("maxLength", math.inf),
+        "array": node.get("minItems", 0) <= node.get("maxItems", math.inf),
+    }
+    return [name for name in types if is_possible.get(name, True)]
+
+
 def types_of(parts: Sequence[Schema]) -> list[str] | None:
     """The types that all parts allow; None for any."""
     types: list[str] | None = None
@@ -108,7 +121,7 @@ class Shape:
         return cls(
             written=frozenset(written or ()),
             allowed=None if types is None else frozenset(types),
-            names=frozenset(properties) if is_closed else None,
+            names=frozenset(properties).difference(forbidden) if is_closed else None,
             forbidden=frozenset(forbidden),
             required=frozenset(name for part in parts for name in part.get("required", ())),
             values=values,

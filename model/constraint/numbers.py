@@ -43,6 +43,19 @@ def bounded_number(node: Mapping[str, Any], place: Place) -> dict[str, Any]:
     return bounded
 
 
+def has_numbers(node: Mapping[str, Any], *, is_whole: bool) -> bool:
+    """Whether there is a number, or an integer, within the bounds of a schema."""
+    bounds = {key: node[key] for key in (*_LOWER, *_UPPER) if key in node}
+    if is_whole:
+        _include_bounds(bounds)
+        low, high = math.ceil(bounds.get("minimum", 0)), math.floor(bounds.get("maximum", 0))
+        return low <= high or not {"minimum", "maximum"} <= bounds.keys()
+    low = max((bounds[key] for key in _LOWER if key in bounds), default=-math.inf)
+    high = min((bounds[key] for key in _UPPER if key in bounds), default=math.inf)
+    excluded = (bounds.get("exclusiveMinimum"), bounds.get("exclusiveMaximum"))
+    return low < high or (low == high and low not in excluded)
+
+
 def _include_bounds(bounded: dict[str, Any]) -> None:
     """An integer's exclusive bounds as inclusive ones, in place: the compiler takes 1 from a float."""
     if "exclusiveMinimum" in bounded:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model.constraint.keywords import Schema, checked_pattern
-from model.constraint.merging import all_of
+from model.constraint.merging import all_of, possible_types
 from model.constraint.place import Place
 
 _NAME_WORDS = {"type", "enum", "const", "pattern", "minLength", "maxLength"}
@@ -60,13 +60,14 @@ class Names:
         """Whether a pattern says nothing, and of names that are listed: then it must not narrow those."""
         return self.patterns[pattern] is True and any(_matches(pattern, name) for name in self.listed)
 
-    def named(self, rule: Mapping[str, Any] | None, place: Place) -> "Names":
+    def named(self, rule: Schema | None, place: Place) -> "Names":
         """What `propertyNames` leaves. rule: its words in one node; None where no name fits.
 
         Raises:
             ConstraintError: it cannot be enforced.
         """
-        if rule is None or "string" not in (rule.get("type") or ["string"]):
+        types = None if rule is None else rule.get("type") or ["string"]
+        if rule is None or types is None or "string" not in possible_types(rule, types):
             return replace(self, listed={}, patterns={}, added=False)
         limits = rule.keys() - {"type"}
         if not rule.keys() <= _NAME_WORDS or (self.patterns and limits):

@@ -8,7 +8,7 @@ Whatever fits the schema made here fits the one given; the reverse need not hold
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from model.constraint.endings import can_end, endless_definitions
 from model.constraint.errors import UnsatisfiableError
 from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
-from model.constraint.merging import Shape, all_of, inferred_types, merged, names_to_forbid
+from model.constraint.merging import Shape, all_of, inferred_types, merged, names_to_forbid, possible_types
 from model.constraint.numbers import bounded_number
 from model.constraint.objects import Names, SchemaRules, added_properties, listed_properties
 from model.constraint.place import Place
@@ -111,15 +111,16 @@ class _Preparation:
         definitions: dict[str, Any] = {}
         while len(definitions) < len(self._definitions):  # preparing one may need others
             for each in list(self._definitions.values())[len(definitions) :]:
-                definitions[each.name] = self._prepared_if_possible(each.node, each.place)
+                definitions[each.name] = self._if_possible(self._prepared_now, each.node, each.place)
         definitions |= self._numbers
         if self._may_name_keys:
             definitions |= free_json_definitions()
         return root, definitions
 
-    def _prepared_if_possible(self, node: Any, place: Place) -> Any:
+    def _if_possible(self, prepare: Callable[[Any, Place], Any], node: Any, place: Place) -> Any:
+        """What is prepared, False where nothing can match."""
         try:
-            return self._prepared_now(node, place)
+            return prepare(node, place)
         except UnsatisfiableError:
             return False
 
@@ -250,18 +251,15 @@ class _Preparation:
                     yield together
 
     def _shape(self, parts: list[Schema], place: Place) -> Shape:
-        listed = listed_properties(parts)
-        properties = {
-            name: [part for schema in schemas for part in self._together(schema, place.property(name)).parts]
-            for name, schemas in listed.items()
-            if False not in schemas
-        }
-        return Shape.of(
-            parts,
-            properties,
-            listed.keys() - properties.keys(),
-            is_closed=added_properties(parts, self._rules) is False,
-        )
+        properties: dict[str, list[Schema]] = {}
+        forbidden: set[str] = set()
+        for name, schemas in listed_properties(parts).items():
+            possible = list(self._possible(schemas, place.property(name)))
+            properties[name] = [part for together in possible for part in together.parts]
+            if len(possible) < len(schemas):
+                forbidden.add(name)
+        is_closed = added_properties(parts, self._rules) is False
+        return Shape.of(parts, properties, forbidden, is_closed=is_closed)
 
     def _plain(self, parts: list[Schema], place: Place) -> Any:
         """Parts without alternatives as one schema."""
@@ -275,6 +273,9 @@ class _Preparation:
         if not types:
             self._may_name_keys = True
             return dict(FREE_JSON)
+        types = possible_types(node, types)
+        if not types:
+            raise place.unsatisfiable("its bounds contradict each other")
         node["type"] = types[0] if len(types) == 1 else types
         if "array" in types:
             self._complete_array(node, place)
@@ -301,9 +302,11 @@ class _Preparation:
         """Say which items there may be, and how many of those that may be anything."""
         num_first, fewest = len(node.get("prefixItems", ())), node.get("minItems", 0)
         items = node.get("items", not num_first or fewest > num_first)
-        node["items"] = self._prepared(items, place.items())
+        node["items"] = self._if_possible(self._prepared, items, place.items())
         if num_first:
-            node["prefixItems"] = [self._prepared(item, place.items()) for item in node["prefixItems"]]
+            node["prefixItems"] = [
+                self._if_possible(self._prepared, item, place.items()) for item in node["prefixItems"]
+            ]
         if node["items"] == FREE_JSON:
             node.setdefault("maxItems", max(MAX_FREE_ITEMS, fewest, num_first))
 
@@ -312,7 +315,7 @@ class _Preparation:
         names = Names.of(parts, self._rules, place)
         rules = [part["propertyNames"] for part in parts if "propertyNames" in part]
         if rules:
-            together = self._together(all_of(rules), place)
+            together = next(self._possible([all_of(rules)], place), _Together(is_impossible=True))
             if together.choices:
                 raise place.error('"propertyNames" with alternatives cannot be enforced; use enum, or one pattern')
             names = names.named(None if together.is_impossible else merged(together.parts), place)
@@ -325,11 +328,12 @@ class _Preparation:
         node |= {
             "properties": {name: value for name, value in properties.items() if value is not False or can_add},
             "required": [name for name in properties if name in names.required],
-            "additionalProperties": names.added is not False and self._prepared(names.added, place.property("*")),
+            "additionalProperties": names.added is not False
+            and self._if_possible(self._prepared, names.added, place.property("*")),
         }
         if names.patterns:
             node["patternProperties"] = {
-                pattern: names.is_free(pattern) or self._prepared(schema, place.property(pattern))
+                pattern: names.is_free(pattern) or self._if_possible(self._prepared, schema, place.property(pattern))
                 for pattern, schema in names.patterns.items()
             }
         fewest = max((part["minProperties"] for part in parts if "minProperties" in part), default=0)

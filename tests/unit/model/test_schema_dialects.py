@@ -238,3 +238,70 @@ def test_branches_that_nothing_tells_apart_are_refused(compiler: ConstraintCompi
     with pytest.raises(ConstraintError) as error:
         compiler.compile(ConstraintSpec.json_schema(schema))
     assert "\n" not in str(error.value)
+
+
+TEXT = {"type": "string", "maxLength": 3}
+IMPOSSIBLE = [
+    pytest.param({"type": "integer", "minimum": 5, "maximum": 1}, id="crossed bounds"),
+    pytest.param({"type": "integer", "minimum": 0.2, "maximum": 0.8}, id="no integer between the bounds"),
+    pytest.param({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, id="an exclusive bound"),
+    pytest.param({"minimum": 5, "exclusiveMaximum": 5}, id="no type"),
+    pytest.param({"allOf": [{"type": "integer", "minimum": 5}, {"maximum": 1}]}, id="crossed by allOf"),
+    pytest.param({"type": "string", "minLength": 3, "maxLength": 2}, id="crossed lengths"),
+    pytest.param({"type": "array", "items": INTEGER, "minItems": 3, "maxItems": 2}, id="crossed counts"),
+    pytest.param({"type": "object", "minProperties": 3, "maxProperties": 2}, id="crossed counts of properties"),
+    pytest.param({"enum": []}, id="no value: a generated enum of nothing"),
+    pytest.param({"anyOf": []}, id="no alternative"),
+    pytest.param({"type": "string", "oneOf": []}, id="no exclusive alternative"),
+    pytest.param({"not": {}}, id="zod's never and undefined"),
+    pytest.param({"not": True, "description": "never"}, id="the same with a boolean"),
+    pytest.param({"not": {"title": "Any"}}, id="not anything, with a title"),
+    pytest.param({"allOf": [TEXT, {"not": {}}]}, id="never in allOf"),
+    pytest.param({"type": "array", "items": {"not": {}}, "minItems": 1}, id="a list that needs an impossible item"),
+]
+
+
+@pytest.mark.parametrize("never", IMPOSSIBLE)
+def test_what_is_impossible_is_left_out_where_something_else_may_be_written(
+    compiler: ConstraintCompiler, never: dict[str, Any]
+) -> None:
+    """In every place; alone, it is refused."""
+    check(compiler, {"anyOf": [never, TEXT]}, ['"ab"'], ["3", "[]"])
+    check(compiler, {"oneOf": [TEXT, never]}, ['"ab"'], ["3"])
+    listed = {"type": "object", "properties": {"a": never, "b": INTEGER}}
+    check(compiler, listed, ['{"b": 1}', "{}"], ['{"a": 1}'])
+    check(compiler, {**listed, "additionalProperties": never}, ['{"b": 1}'], ['{"a": 1}', '{"z": 1}'])
+    check(compiler, {"type": "object", "patternProperties": {"^x": never}}, ["{}"], ['{"x": 1}'])
+    check(compiler, {"type": "array", "items": never}, ["[]"], ["[1]"])
+    check(compiler, {"type": "array", "prefixItems": [INTEGER, never]}, ["[]", "[1]"], ["[1, 1]"])
+    referring = {"$defs": {"n": never}, "anyOf": [{"$ref": "#/$defs/n"}, TEXT]}
+    check(compiler, referring, ['"ab"'], ["3"])
+    with pytest.raises(ConstraintError, match="nothing can match it"):
+        compiler.compile(ConstraintSpec.json_schema({**listed, "required": ["a"]}))
+    with pytest.raises(ConstraintError, match="nothing can match it"):
+        compiler.compile(ConstraintSpec.json_schema(never))
+
+
+@pytest.mark.parametrize(
+    "names", [{"not": {}}, {"enum": []}, {"minLength": 3, "maxLength": 2}, {"type": "integer"}, False]
+)
+def test_where_no_name_is_possible_an_object_is_empty(compiler: ConstraintCompiler, names: Any) -> None:
+    """It may not have any."""
+    check(compiler, {"type": "object", "propertyNames": names, "additionalProperties": INTEGER}, ["{}"], ['{"x": 1}'])
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "integer", "minimum": 0, "maximum": 9, "not": False}, ["3"], ["x"]),
+        ({"type": "boolean", "not": {"not": {}}}, ["true"], ["3"]),
+        ({"type": ["integer", "string"], "minimum": 5, "maximum": 1, "maxLength": 3}, ['"ab"'], ["3"]),
+        ({"type": ["null", "string"], "minLength": 5, "maxLength": 1}, ["null"], ['"ab"']),
+    ],
+    ids=["not false", "not never", "crossed bounds of one type", "crossed lengths of one type"],
+)
+def test_a_contradiction_takes_only_what_it_speaks_of(
+    compiler: ConstraintCompiler, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    """And `not` of what is impossible says nothing."""
+    check(compiler, schema, good, bad)

@@ -7,7 +7,7 @@ is not listed here describes: `title`, `examples`, `$comment`, `readOnly`, `x-â€
 from collections.abc import Mapping
 from typing import Any
 
-from model.constraint.errors import ConstraintError, UnsatisfiableError
+from model.constraint.errors import UnenforceablePatternError, UnsatisfiableError
 from model.constraint.patterns import schema_pattern
 from model.constraint.place import Place
 
@@ -143,8 +143,8 @@ def checked_pattern(pattern: Any, place: Place) -> str:
         raise place.error(f"pattern must be a text, not {pattern!r:.80}")
     try:
         return schema_pattern(pattern)
-    except ConstraintError as error:
-        raise place.error(str(error)) from error
+    except UnenforceablePatternError as error:
+        raise UnenforceablePatternError(f"{place}: {error}") from error
 
 
 def _check_types(value: Any, place: Place) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from model.constraint.counting import Counts, counted, most_properties
 from model.constraint.endings import can_end, endless_definitions
-from model.constraint.errors import UnsatisfiableError
+from model.constraint.errors import ConstraintError, UnenforceablePatternError, UnsatisfiableError
 from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
 from model.constraint.merging import Shape, all_of, inferred_types, merged, names_to_forbid, possible_types
@@ -181,14 +181,20 @@ class _Preparation:
             return self._plain(parts, place)
         choice, rest = choices[0], choices[1:]
         told_apart = self._told_apart(choice.branches, parts, rest, place) if choice.is_exclusive else None
-        reasons: list[UnsatisfiableError] = []
+        reasons: list[ConstraintError] = []
         branches: list[Any] = []
         for branch in told_apart or choice.branches:
             try:
                 branches.append(self._branch(branch, parts, rest, place))
             except UnsatisfiableError as error:
                 reasons.append(error)
+            except UnenforceablePatternError as error:
+                if not str(error).startswith(f"{place}: "):  # in a property: the branch means more than a text
+                    raise
+                reasons.insert(0, error)
         possible = [branch for branch in branches if branch is not False]
+        if reasons and isinstance(reasons[0], UnenforceablePatternError) and possible == [{"type": "null"}]:
+            raise reasons[0]
         if not possible and reasons:
             raise reasons[0]
         if len(possible) < 2:

@@ -305,3 +305,52 @@ def test_a_contradiction_takes_only_what_it_speaks_of(
 ) -> None:
     """And `not` of what is impossible says nothing."""
     check(compiler, schema, good, bad)
+
+
+LOOKING = {"type": "string", "pattern": "^(?!x)[a-z]+$"}
+ZOD_EMAIL = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+LEFT_OUT = [
+    pytest.param({"anyOf": [{"const": "ok"}, LOOKING]}, ['"ok"'], ['"ab"'], id="beside a value"),
+    pytest.param({"anyOf": [LOOKING, INTEGER]}, ["3"], ['"ab"'], id="before a number"),
+    pytest.param({"anyOf": [LOOKING, INTEGER, {"type": "null"}]}, ["3", "null"], ['"ab"'], id="and null"),
+    pytest.param(
+        {"anyOf": [{"pattern": r"(a)\1"}, {"maxLength": 2}], "type": "string"}, ['"ab"'], ['"abc"'], id="back"
+    ),
+    pytest.param({"anyOf": [{"type": "string", "pattern": r"\bA"}, INTEGER]}, ["3"], ['"A"'], id="a word boundary"),
+    pytest.param(
+        {"type": "string", "format": "email", "pattern": ZOD_EMAIL},
+        ['"a.b@c.org"', '"o\'neil+x@d-e.co.uk"'],
+        ['".a@c.org"', '"a..b@c.org"', '"a.@c.org"', '"a@c"'],
+        id="zod 4's email, written without look-ahead",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), LEFT_OUT)
+def test_a_branch_whose_pattern_looks_around_is_left_out_beside_others(
+    compiler: ConstraintCompiler, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    """The others are enough to write something that fits."""
+    check(compiler, schema, good, bad)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        LOOKING,
+        {"anyOf": [LOOKING, LOOKING]},
+        {"anyOf": [LOOKING, {"type": "null"}]},
+        {"anyOf": [LOOKING, {"not": {}}]},
+        {"oneOf": [LOOKING, {"type": "string", "const": "ab"}]},
+        {"anyOf": [{"type": "object", "properties": {"p": LOOKING}}, INTEGER]},
+        {"type": "string", "format": "email", "pattern": r"^(?!\.).*@example\.com$"},
+    ],
+    ids=["alone", "nothing else", "only null", "only never", "exclusive", "a property of a branch", "with a format"],
+)
+def test_where_nothing_else_is_meant_a_pattern_that_looks_around_is_refused(
+    compiler: ConstraintCompiler, schema: dict[str, Any]
+) -> None:
+    """By name: an answer that is always null would surprise."""
+    document = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    with pytest.raises(ConstraintError, match=r"property 'a.*': .*(look-around|look-ahead)"):
+        compiler.compile(ConstraintSpec.json_schema(document))

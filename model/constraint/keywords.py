@@ -64,7 +64,7 @@ def constraining(node: Mapping[str, Any], place: Place) -> Schema:
 
 def _refuse(given: Schema, place: Place) -> None:
     harmless = {
-        "uniqueItems": given.get("uniqueItems") is False,
+        "uniqueItems": given.get("uniqueItems") is False or given.get("maxItems") in (0, 1),
         "if": "then" not in given and "else" not in given,
         "contains": given.get("minContains") == 0 and "maxContains" not in given,
         "not": "not" in given and _is_never(given["not"], place),
@@ -91,6 +91,12 @@ def _is_never(negated: Any, place: Place) -> bool:
 
 def _modernise(given: Schema) -> None:
     """Words of older drafts, in place: lists of items, exclusive bounds that are booleans, `required: true`."""
+    for key in _OBJECTS:
+        if given.get(key) == []:  # PHP's empty object
+            given[key] = {}
+    if isinstance(given.get("properties"), Mapping):
+        empty: Schema = {name: {} for name, schema in given["properties"].items() if schema is None or schema == []}
+        given["properties"] = {**given["properties"], **empty}
     if isinstance(given.get("items"), list):
         given["prefixItems"] = given.pop("items")
         if "additionalItems" in given:

@@ -31,3 +31,9 @@ def accepts(compiler: ConstraintCompiler, schema: dict[str, Any], text: str, rul
             return False
         constraint.advance(token_id)
     return True
+
+
+def check(compiler: ConstraintCompiler, schema: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    """Every good text may be written, and no bad one."""
+    assert [text for text in good if not accepts(compiler, schema, text)] == []
+    assert [text for text in bad if accepts(compiler, schema, text)] == []

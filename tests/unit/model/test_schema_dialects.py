@@ -308,3 +308,55 @@ def test_what_only_resembles_them_is_refused(
     """By name."""
     with pytest.raises(ConstraintError, match=message):
         compiler.compile(ConstraintSpec.json_schema(schema))
+
+
+UUID = "0b6a9c3e-1f2d-4c5b-8a7e-001122334455"
+NAMED = [
+    pytest.param({"format": "uuid"}, [f'{{"{UUID}": 1}}', "{}"], ['{"x": 1}'], id="pydantic: dict[UUID, int]"),
+    pytest.param(
+        {"format": "date"}, ['{"2024-02-28": 1}'], ['{"2024-2-8": 1}', '{"2024-13-01": 1}'], id="dict[date, int]"
+    ),
+    pytest.param(
+        {"type": "string", "format": "date-time"},
+        ['{"2024-02-28T10:00:00Z": 1}', '{"2024-02-28T23:59:59.123+02:00": 1}'],
+        ['{"2024-02-28": 1}', '{"2024-02-28T24:00:00Z": 1}'],
+        id="dict[datetime, int]",
+    ),
+    pytest.param({"format": "time"}, ['{"10:00:00Z": 1}'], ['{"10": 1}'], id="dict[time, int]"),
+    pytest.param({"format": "uuid", "maxLength": 36}, ["{}"], ['{"x": 1}'], id="a format of one length with it"),
+    pytest.param(
+        {"pattern": "^[a-z]+$", "maxLength": 3}, ['{"abc": 1}'], ['{"abcd": 1}', '{"": 1}', '{"A": 1}'], id="constr"
+    ),
+    pytest.param(
+        {"pattern": r"^[A-Za-z_]\w*$", "minLength": 2, "maxLength": 4},
+        ['{"a1": 1}', '{"_bcd": 1}'],
+        ['{"a": 1}', '{"1a": 1}', '{"abcde": 1}'],
+        id="identifiers of a length",
+    ),
+    pytest.param({"pattern": r"^x-[a-z]*$", "minLength": 3}, ['{"x-a": 1}'], ['{"x-": 1}'], id="a prefix and a length"),
+    pytest.param({"pattern": r"^\d+$", "maxLength": 0}, ["{}"], ['{"1": 1}', '{"": 1}'], id="no length that fits"),
+]
+
+
+@pytest.mark.parametrize(("names", "good", "bad"), NAMED)
+def test_names_have_a_format_or_a_pattern_with_a_length(
+    compiler: ConstraintCompiler, names: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    """As Python's dictionaries of other keys than texts have them."""
+    check(compiler, {"type": "object", "propertyNames": names, "additionalProperties": INTEGER}, good, bad)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"format": "email"},
+        {"format": "uuid", "pattern": "^a"},
+        {"format": "uuid", "maxLength": 40, "minLength": 37},
+        {"pattern": "^(ab)+$", "maxLength": 3},
+        {"pattern": "[a-z]+", "maxLength": 3},
+    ],
+)
+def test_names_that_no_pattern_says_are_refused(compiler: ConstraintCompiler, names: dict[str, Any]) -> None:
+    """By the word."""
+    with pytest.raises(ConstraintError, match="propertyNames"):
+        compiler.compile(ConstraintSpec.json_schema({"propertyNames": names, "additionalProperties": INTEGER}))

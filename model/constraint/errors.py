@@ -18,6 +18,10 @@ class UnsatisfiableError(ConstraintError):
     """A schema that nothing can match; as one of several alternatives it is left out."""
 
 
+class UnenforceablePatternError(ConstraintError):
+    """A pattern that no automaton can do; where other alternatives are enough, the one that has it is left out."""
+
+
 def one_line(error: str) -> str:
     """An error of llguidance in one line, without the source and the state that it quotes."""
     for mark, message in _KNOWN.items():

@@ -7,7 +7,7 @@ is not listed here describes: `title`, `examples`, `$comment`, `readOnly`, `x-â€
 from collections.abc import Mapping
 from typing import Any
 
-from model.constraint.errors import ConstraintError
+from model.constraint.errors import UnenforceablePatternError, UnsatisfiableError
 from model.constraint.patterns import schema_pattern
 from model.constraint.place import Place
 
@@ -51,6 +51,7 @@ def constraining(node: Mapping[str, Any], place: Place) -> Schema:
 
     Raises:
         ConstraintError: it has a word that cannot be enforced, or one whose value is no such thing.
+        UnsatisfiableError: by itself nothing can match it.
     """
     given = {key: value for key, value in node.items() if value is not None or key == "const"}
     _refuse(given, place)
@@ -63,18 +64,39 @@ def constraining(node: Mapping[str, Any], place: Place) -> Schema:
 
 def _refuse(given: Schema, place: Place) -> None:
     harmless = {
-        "uniqueItems": given.get("uniqueItems") is False,
+        "uniqueItems": given.get("uniqueItems") is False or given.get("maxItems") in (0, 1),
         "if": "then" not in given and "else" not in given,
         "contains": given.get("minContains") == 0 and "maxContains" not in given,
-        "not": given.get("not") is False,
+        "not": "not" in given and _is_never(given["not"], place),
     }
     for key, advice in _REFUSED.items():
         if key in given and not harmless.get(key, False):
             raise place.error(f'"{key}" cannot be enforced; {advice}')
 
 
+def _is_never(negated: Any, place: Place) -> bool:
+    """Whether what `not` speaks of is impossible.
+
+    Raises:
+        UnsatisfiableError: it is anything, so that nothing is left.
+    """
+    try:
+        is_any = negated is True or (isinstance(negated, Mapping) and not constraining(negated, place))
+    except UnsatisfiableError:
+        return True
+    if is_any:
+        raise place.unsatisfiable('"not" of anything')
+    return negated is False
+
+
 def _modernise(given: Schema) -> None:
     """Words of older drafts, in place: lists of items, exclusive bounds that are booleans, `required: true`."""
+    for key in _OBJECTS:
+        if given.get(key) == []:  # PHP's empty object
+            given[key] = {}
+    if isinstance(given.get("properties"), Mapping):
+        empty: Schema = {name: {} for name, schema in given["properties"].items() if schema is None or schema == []}
+        given["properties"] = {**given["properties"], **empty}
     if isinstance(given.get("items"), list):
         given["prefixItems"] = given.pop("items")
         if "additionalItems" in given:
@@ -105,8 +127,10 @@ def _check_value(kept: Schema, key: str, place: Place) -> None:
         raise place.error(f"{key} must be an object, not {value!r:.80}")
     elif key in _LISTS and not isinstance(value, list | tuple):
         raise place.error(f"{key} must be a list of schemas, not {value!r:.80}")
-    elif key in ("anyOf", "oneOf", "enum") and not (isinstance(value, list | tuple) and value):
-        raise place.error(f"{key} must be a list with at least one entry: nothing can match it")
+    elif key == "enum" and not isinstance(value, list | tuple):
+        raise place.error(f"enum must be a list of values, not {value!r:.80}")
+    elif key in ("anyOf", "oneOf", "enum") and not value:
+        raise place.unsatisfiable(f"{key} must be a list with at least one entry")
     elif key == "required" and not (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
         raise place.error(f"required must be a list of names, not {value!r:.80}")
     elif key == "pattern":
@@ -125,8 +149,8 @@ def checked_pattern(pattern: Any, place: Place) -> str:
         raise place.error(f"pattern must be a text, not {pattern!r:.80}")
     try:
         return schema_pattern(pattern)
-    except ConstraintError as error:
-        raise place.error(str(error)) from error
+    except UnenforceablePatternError as error:
+        raise UnenforceablePatternError(f"{place}: {error}") from error
 
 
 def _check_types(value: Any, place: Place) -> None:

@@ -1,7 +1,8 @@
 """Several schemas that hold together, as one: pure functions on nodes whose words `keywords.py` has read."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from model.constraint.keywords import (
     STRING_KEYWORDS,
     Schema,
 )
+from model.constraint.numbers import has_numbers
 
 _TIGHTER: dict[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minItems", "minLength"), max),
@@ -65,6 +67,17 @@ def inferred_types(node: Schema, parts: Sequence[Schema]) -> list[str]:
     return [name for name, keywords in _TYPE_OF_KEYWORDS.items() if words & set(keywords)]
 
 
+def possible_types(node: Schema, types: Sequence[str]) -> list[str]:
+    """Those of the types for which the bounds, lengths and counts of a schema leave something."""
+    is_possible = {
+        "integer": has_numbers(node, is_whole=True),
+        "number": has_numbers(node, is_whole=False),
+        "string": node.get("minLength", 0) <= node.get("maxLength", math.inf),
+        "array": node.get("minItems", 0) <= node.get("maxItems", math.inf),
+    }
+    return [name for name in types if is_possible.get(name, True)]
+
+
 def types_of(parts: Sequence[Schema]) -> list[str] | None:
     """The types that all parts allow; None for any."""
     types: list[str] | None = None
@@ -79,18 +92,27 @@ class Shape:
     """What tells one branch of a `oneOf` from others.
 
     written: types that are written for it. allowed: types that fit it, None for any. names: of its properties, None
-    where there may be others. values: texts of the only values of a property. own: of the branch itself.
+    where there may be others. forbidden: names that are never there. values: texts of the only values of a property.
+    own: of the branch itself.
     """
 
     written: frozenset[str]
     allowed: frozenset[str] | None
     names: frozenset[str] | None
+    forbidden: frozenset[str]
     required: frozenset[str]
     values: Mapping[str, frozenset[str]]
     own: frozenset[str] | None
 
     @classmethod
-    def of(cls, parts: Sequence[Schema], properties: Mapping[str, Sequence[Schema]], *, is_closed: bool) -> "Shape":
+    def of(
+        cls,
+        parts: Sequence[Schema],
+        properties: Mapping[str, Sequence[Schema]],
+        forbidden: Collection[str],
+        *,
+        is_closed: bool,
+    ) -> "Shape":
         """parts: of the branch. properties: the parts of each property. is_closed: no others are written."""
         types = types_of(parts)
         own = _finite(parts)
@@ -99,7 +121,8 @@ class Shape:
         return cls(
             written=frozenset(written or ()),
             allowed=None if types is None else frozenset(types),
-            names=frozenset(properties) if is_closed else None,
+            names=frozenset(properties).difference(forbidden) if is_closed else None,
+            forbidden=frozenset(forbidden),
             required=frozenset(name for part in parts for name in part.get("required", ())),
             values=values,
             own=own,
@@ -113,10 +136,25 @@ class Shape:
             return True
         if self.written != {"object"}:
             return False
-        if self.names is not None and other.required - self.names:
+        if other.required & self.forbidden or (self.names is not None and other.required - self.names - self.required):
             return True
         shared = (self.required | other.required) & self.values.keys() & other.values.keys()
         return any(not self.values[name] & other.values[name] for name in shared)
+
+
+def names_to_forbid(own: Sequence[Shape], others: Sequence[Shape]) -> list[str] | None:
+    """Names without which what is written for a branch fits no other branch; None if there are none such."""
+    names: set[str] = set()
+    needed = frozenset.intersection(*(shape.required for shape in own)) if own else frozenset()
+    for one in own:
+        for other in others:
+            if one.never_fits(other) or (one.written == {"object"} and names & other.required):
+                continue
+            free = other.required - needed
+            if one.written != {"object"} or not free:
+                return None
+            names.add(min(free))
+    return sorted(names)
 
 
 def _finite(parts: Sequence[Schema]) -> frozenset[str] | None:

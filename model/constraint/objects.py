@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model.constraint.keywords import Schema, checked_pattern
-from model.constraint.merging import all_of
+from model.constraint.merging import all_of, possible_types
+from model.constraint.name_rules import as_one_pattern
 from model.constraint.place import Place
 
 _NAME_WORDS = {"type", "enum", "const", "pattern", "minLength", "maxLength"}
@@ -60,16 +61,19 @@ class Names:
         """Whether a pattern says nothing, and of names that are listed: then it must not narrow those."""
         return self.patterns[pattern] is True and any(_matches(pattern, name) for name in self.listed)
 
-    def named(self, rule: Mapping[str, Any] | None, place: Place) -> "Names":
+    def named(self, rule: Schema | None, place: Place) -> "Names":
         """What `propertyNames` leaves. rule: its words in one node; None where no name fits.
 
         Raises:
             ConstraintError: it cannot be enforced.
         """
-        if rule is None or "string" not in (rule.get("type") or ["string"]):
+        types = None if rule is None else rule.get("type") or ["string"]
+        if rule is None or types is None or "string" not in possible_types(rule, types):
             return replace(self, listed={}, patterns={}, added=False)
+        as_one = as_one_pattern(rule)
+        rule = rule if as_one is None else as_one
         limits = rule.keys() - {"type"}
-        if not rule.keys() <= _NAME_WORDS or (self.patterns and limits):
+        if as_one is None or not rule.keys() <= _NAME_WORDS or (self.patterns and limits):
             raise place.error('"propertyNames" of this form cannot be enforced; use enum, or list the properties')
         kept = {name: schemas for name, schemas in self.listed.items() if _is_name(name, rule)}
         if self.added is False or not limits:
@@ -78,7 +82,7 @@ class Names:
             names = rule.get("enum", [rule.get("const")])
             new = [name for name in names if isinstance(name, str) and name not in kept and _is_name(name, rule)]
             return replace(self, listed={**kept, **{name: [self.added] for name in new}}, added=False)
-        if (kept and self.added is not True) or ("pattern" in limits and len(limits) > 1):
+        if kept and self.added is not True:
             raise place.error(
                 '"propertyNames" of this form cannot be enforced; use one pattern, or list the properties'
             )

@@ -7,7 +7,7 @@ of a grammar. The engine below, Rust's `regex`, reads `\d` as every digit of Uni
 import re
 from collections.abc import Mapping
 
-from model.constraint.errors import ConstraintError
+from model.constraint.errors import UnenforceablePatternError
 
 # A request asks for Unicode's classes with Rust's own flag, in front of the pattern or of a group: (?u) or (?u:…).
 _ASKS_FOR_UNICODE = re.compile(r"\(\?[a-tv-zA-Z]*u[a-zA-Z]*(-[a-zA-Z]*)?[:)]")
@@ -18,6 +18,12 @@ _UNICODE_SETS = {
     "s": r"\p{White_Space}",
 }
 _LOOK_AROUNDS = ("(?=", "(?!", "(?<=", "(?<!")
+# Patterns that libraries write into many schemas, and the same texts without look-around. zod 4's email.
+_REWRITTEN = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^([A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+\-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
 # A Lark text's parts in which slashes are no regex: strings, comments; then the regexes themselves.
 _LARK_PARTS = re.compile(
     r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?P<regex>(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+)/(?P<flags>[imslux]*)'
@@ -28,7 +34,7 @@ def ascii_pattern(pattern: str) -> str:
     r"""A regular expression whose `\d`, `\w`, `\s` and their negations mean ASCII, unless it asks for `(?u)`.
 
     Raises:
-        ConstraintError: it looks around or refers back, which no constraint can.
+        UnenforceablePatternError: it looks around or refers back, which no constraint can.
     """
     _check_supported(pattern)
     sets = _UNICODE_SETS if _ASKS_FOR_UNICODE.search(pattern) else _ASCII_SETS
@@ -39,8 +45,9 @@ def schema_pattern(pattern: str) -> str:
     r"""The same for the patterns of JSON schemas, which are ECMA's: `[` stands for itself inside a class.
 
     Raises:
-        ConstraintError: as above.
+        UnenforceablePatternError: as above.
     """
+    pattern = _REWRITTEN.get(pattern, pattern)
     pieces = [
         (rf"\{text}" if is_in_class and text in "[&~" else text, is_in_class) for text, is_in_class in _pieces(pattern)
     ]
@@ -51,7 +58,7 @@ def ascii_grammar(lark: str) -> str:
     r"""A Lark grammar whose regexes are ASCII; `/…/u` and `(?u)` ask for Unicode.
 
     Raises:
-        ConstraintError: a regex looks around or refers back.
+        UnenforceablePatternError: a regex looks around or refers back.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -104,4 +111,6 @@ def _check_supported(pattern: str) -> None:
         elif re.fullmatch(r"\\[1-9k]", text):
             problem = f"the back-reference {text}"
     if problem is not None:
-        raise ConstraintError(f"the pattern {pattern!r:.80} uses {problem}, which cannot be enforced; write it without")
+        raise UnenforceablePatternError(
+            f"the pattern {pattern!r:.80} uses {problem}, which cannot be enforced; write it without"
+        )

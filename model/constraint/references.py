@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag, urljoin
 
 from model.constraint.place import Place
 
@@ -13,6 +13,7 @@ def resolved(document: Mapping[str, Any], reference: str, place: Place) -> Any:
     Raises:
         ConstraintError: it names another document, or nothing.
     """
+    reference = _within(document, reference)
     if not reference.startswith("#"):
         raise place.error(f'refers to {reference!r:.80}; only references within it ("#/...") are allowed')
     pointer = unquote(reference[1:])
@@ -28,6 +29,18 @@ def resolved(document: Mapping[str, Any], reference: str, place: Place) -> Any:
         else:
             raise place.error(f"refers to {reference!r:.80}, which the schema does not have")
     return node
+
+
+def _within(document: Mapping[str, Any], reference: str) -> str:
+    """A reference without the document's own address."""
+    address = document.get("$id", document.get("id"))
+    if not isinstance(address, str) or reference.startswith("#"):
+        return reference
+    try:
+        whole, fragment = urldefrag(urljoin(address, reference))
+        return f"#{fragment}" if whole == urldefrag(address).url else reference
+    except ValueError:  # no address
+        return reference
 
 
 def _anchored(document: Mapping[str, Any], name: str, place: Place) -> Any:

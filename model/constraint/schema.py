@@ -8,16 +8,18 @@ Whatever fits the schema made here fits the one given; the reverse need not hold
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from model.constraint.counting import Counts, counted, most_properties
 from model.constraint.endings import can_end, endless_definitions
-from model.constraint.errors import UnsatisfiableError
-from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, bounded_number, free_json_definitions
+from model.constraint.errors import ConstraintError, UnenforceablePatternError, UnsatisfiableError
+from model.constraint.free_json import FREE_JSON, MAX_FREE_ITEMS, free_json_definitions
 from model.constraint.keywords import OBJECT_KEYWORDS, Schema, constraining
-from model.constraint.merging import Shape, all_of, inferred_types, merged
+from model.constraint.merging import Shape, all_of, inferred_types, merged, names_to_forbid, possible_types
+from model.constraint.numbers import bounded_number
 from model.constraint.objects import Names, SchemaRules, added_properties, listed_properties
 from model.constraint.place import Place
 from model.constraint.references import resolved
@@ -26,6 +28,8 @@ MAX_NODES = 10_000  # schemas that one is put together from: alternatives of alt
 MAX_REFERENCES_IN_LINE = 64
 MAX_TOGETHER = 100  # schemas that speak of one value
 _MOST_EXCLUSIVE_BRANCHES = 64
+_MOST_WAYS = 64  # through the alternatives inside one
+_MOST_SHAPES = 256  # of all of them
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,16 @@ class _Preparation:
         definitions: dict[str, Any] = {}
         while len(definitions) < len(self._definitions):  # preparing one may need others
             for each in list(self._definitions.values())[len(definitions) :]:
-                definitions[each.name] = self._prepared_if_possible(each.node, each.place)
+                definitions[each.name] = self._if_possible(self._prepared_now, each.node, each.place)
         definitions |= self._numbers
         if self._may_name_keys:
             definitions |= free_json_definitions()
         return root, definitions
 
-    def _prepared_if_possible(self, node: Any, place: Place) -> Any:
+    def _if_possible(self, prepare: Callable[[Any, Place], Any], node: Any, place: Place) -> Any:
+        """What is prepared, False where nothing can match."""
         try:
-            return self._prepared_now(node, place)
+            return prepare(node, place)
         except UnsatisfiableError:
             return False
 
@@ -175,20 +180,26 @@ class _Preparation:
         if not choices:
             return self._plain(parts, place)
         choice, rest = choices[0], choices[1:]
-        reasons: list[UnsatisfiableError] = []
+        told_apart = self._told_apart(choice.branches, parts, rest, place) if choice.is_exclusive else None
+        reasons: list[ConstraintError] = []
         branches: list[Any] = []
-        for branch in choice.branches:
+        for branch in told_apart or choice.branches:
             try:
                 branches.append(self._branch(branch, parts, rest, place))
             except UnsatisfiableError as error:
                 reasons.append(error)
+            except UnenforceablePatternError as error:
+                if not str(error).startswith(f"{place}: "):  # in a property: the branch means more than a text
+                    raise
+                reasons.insert(0, error)
         possible = [branch for branch in branches if branch is not False]
+        if reasons and isinstance(reasons[0], UnenforceablePatternError) and possible == [{"type": "null"}]:
+            raise reasons[0]
         if not possible and reasons:
             raise reasons[0]
         if len(possible) < 2:
             return possible[0] if possible else False
-        is_exclusive = choice.is_exclusive and not self._are_disjoint(choice.branches, parts, place)
-        return {"oneOf" if is_exclusive else "anyOf": possible}
+        return {"oneOf" if choice.is_exclusive and told_apart is None else "anyOf": possible}
 
     def _branch(self, branch: Any, parts: list[Schema], choices: list[_Choice], place: Place) -> Any:
         """One branch with all that holds beside it; False where it contradicts that."""
@@ -200,22 +211,61 @@ class _Preparation:
             return False
         return self._combined([*parts, *inner.parts], [*inner.choices, *choices], place)
 
-    def _are_disjoint(self, branches: Sequence[Any], parts: list[Schema], place: Place) -> bool:
-        """Whether what is written for one branch of a `oneOf` never fits another, as this was given."""
+    def _told_apart(
+        self, branches: Sequence[Any], parts: list[Schema], rest: list[_Choice], place: Place
+    ) -> list[Any] | None:
+        """Branches of a `oneOf`, of which what is written for one never fits another as given; None if they may."""
         if len(branches) > _MOST_EXCLUSIVE_BRANCHES:
-            return False
-        shapes = [self._shape(branch, parts, place) for branch in branches]
-        return all(one.never_fits(other) for one in shapes for other in shapes if one is not other)
+            return None
+        every = [self._shapes(parts, [_Choice([branch]), *rest], place) for branch in branches]
+        shapes = [of_branch for of_branch in every if of_branch is not None]
+        if len(shapes) < len(every) or sum(map(len, shapes)) > _MOST_SHAPES:
+            return None
+        apart: list[Any] = []
+        for index, branch in enumerate(branches):
+            others = [shape for of_branch in (*shapes[:index], *shapes[index + 1 :]) for shape in of_branch]
+            forbidden = names_to_forbid(shapes[index], others)
+            if forbidden is None:
+                return None
+            apart.append({"allOf": [branch, {"properties": dict.fromkeys(forbidden, False)}]} if forbidden else branch)
+        return apart
 
-    def _shape(self, branch: Any, parts: list[Schema], place: Place) -> Shape:
-        together = self._together(branch, place)
-        every = [*parts, *together.parts]
-        is_closed = not together.choices and added_properties(every, self._rules) is False
-        properties = {
-            name: [part for schema in schemas for part in self._together(schema, place.property(name)).parts]
-            for name, schemas in listed_properties(every).items()
-        }
-        return Shape.of(every, properties, is_closed=is_closed)
+    def _shapes(self, parts: list[Schema], choices: list[_Choice], place: Place) -> list[Shape] | None:
+        """One for each way through all choices, also those inside others; None where there are too many."""
+        shapes: list[Shape] = []
+        waiting = [(parts, choices)]
+        for _ in range(_MOST_WAYS):
+            if not waiting:
+                return shapes
+            together, (choice, *rest) = waiting.pop()
+            if len(together) > MAX_TOGETHER:
+                break
+            for inner in self._possible(choice.branches, place):
+                self._count(place)
+                way = ([*together, *inner.parts], [*inner.choices, *rest])
+                if way[1]:
+                    waiting.append(way)
+                elif not (shape := self._shape(way[0], place)).required & shape.forbidden:
+                    shapes.append(shape)
+        return None
+
+    def _possible(self, branches: Sequence[Any], place: Place) -> Iterator[_Together]:
+        for branch in branches:
+            with suppress(UnsatisfiableError):
+                together = self._together(branch, place)
+                if not together.is_impossible:
+                    yield together
+
+    def _shape(self, parts: list[Schema], place: Place) -> Shape:
+        properties: dict[str, list[Schema]] = {}
+        forbidden: set[str] = set()
+        for name, schemas in listed_properties(parts).items():
+            possible = list(self._possible(schemas, place.property(name)))
+            properties[name] = [part for together in possible for part in together.parts]
+            if len(possible) < len(schemas):
+                forbidden.add(name)
+        is_closed = added_properties(parts, self._rules) is False
+        return Shape.of(parts, properties, forbidden, is_closed=is_closed)
 
     def _plain(self, parts: list[Schema], place: Place) -> Any:
         """Parts without alternatives as one schema."""
@@ -229,16 +279,19 @@ class _Preparation:
         if not types:
             self._may_name_keys = True
             return dict(FREE_JSON)
+        types = possible_types(node, types)
+        if not types:
+            raise place.unsatisfiable("its bounds contradict each other")
         node["type"] = types[0] if len(types) == 1 else types
         if "array" in types:
             self._complete_array(node, place)
         if "object" in types:
-            return self._with_properties(bounded_number(node), parts, place)
-        return self._number(node) if {"integer", "number"} & set(types) else node
+            return self._with_properties(bounded_number(node, place), parts, place)
+        return self._number(node, place) if {"integer", "number"} & set(types) else node
 
-    def _number(self, node: Schema) -> Schema:
+    def _number(self, node: Schema, place: Place) -> Schema:
         """A reference to a number with bounds: many of one kind would fill the lexer, one for each place."""
-        bounded = bounded_number(node)
+        bounded = bounded_number(node, place)
         name = f"n{hashlib.blake2s(json.dumps(bounded, sort_keys=True).encode(), digest_size=8).hexdigest()}"
         self._numbers[name] = bounded
         return {"$ref": f"#/$defs/{name}"}
@@ -255,9 +308,11 @@ class _Preparation:
         """Say which items there may be, and how many of those that may be anything."""
         num_first, fewest = len(node.get("prefixItems", ())), node.get("minItems", 0)
         items = node.get("items", not num_first or fewest > num_first)
-        node["items"] = self._prepared(items, place.items())
+        node["items"] = self._if_possible(self._prepared, items, place.items())
         if num_first:
-            node["prefixItems"] = [self._prepared(item, place.items()) for item in node["prefixItems"]]
+            node["prefixItems"] = [
+                self._if_possible(self._prepared, item, place.items()) for item in node["prefixItems"]
+            ]
         if node["items"] == FREE_JSON:
             node.setdefault("maxItems", max(MAX_FREE_ITEMS, fewest, num_first))
 
@@ -266,7 +321,7 @@ class _Preparation:
         names = Names.of(parts, self._rules, place)
         rules = [part["propertyNames"] for part in parts if "propertyNames" in part]
         if rules:
-            together = self._together(all_of(rules), place)
+            together = next(self._possible([all_of(rules)], place), _Together(is_impossible=True))
             if together.choices:
                 raise place.error('"propertyNames" with alternatives cannot be enforced; use enum, or one pattern')
             names = names.named(None if together.is_impossible else merged(together.parts), place)
@@ -279,11 +334,12 @@ class _Preparation:
         node |= {
             "properties": {name: value for name, value in properties.items() if value is not False or can_add},
             "required": [name for name in properties if name in names.required],
-            "additionalProperties": names.added is not False and self._prepared(names.added, place.property("*")),
+            "additionalProperties": names.added is not False
+            and self._if_possible(self._prepared, names.added, place.property("*")),
         }
         if names.patterns:
             node["patternProperties"] = {
-                pattern: names.is_free(pattern) or self._prepared(schema, place.property(pattern))
+                pattern: names.is_free(pattern) or self._if_possible(self._prepared, schema, place.property(pattern))
                 for pattern, schema in names.patterns.items()
             }
         fewest = max((part["minProperties"] for part in parts if "minProperties" in part), default=0)

@@ -10,9 +10,10 @@ from typing import Any
 
 from model.constraint.errors import ConstraintError
 from model.constraint.inline_json import inline_json, quoted
-from model.constraint.keywords import Schema
+from model.constraint.keywords import Schema, constraining
 from model.constraint.limits import MAX_CALLS, MAX_TOOLS, MAX_TOOLS_BYTES, MAX_TOOLS_PROPERTIES, check_schema
 from model.constraint.objects import SchemaRules
+from model.constraint.place import Place
 from model.constraint.schema import PreparedSchema, prepared_schema
 from model.constraint.tool_syntax import TOOL_CALL_BEGIN, TOOL_CALL_END
 
@@ -105,4 +106,13 @@ def _prepared(index: int, tool: ToolSpec, opens_objects: bool) -> PreparedSchema
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise ConstraintError(f'{_label(tool)} have the type {kind!r:.80}; it must be "object"')
     rules = SchemaRules(opens_objects, tool.is_strict)
-    return prepared_schema({**tool.parameters, "type": "object"}, _label(tool), rules, f"t{index}")
+    parameters = {**tool.parameters, "type": "object"}
+    if not _says_anything(tool):
+        parameters["properties"] = {}
+    return prepared_schema(parameters, _label(tool), rules, f"t{index}")
+
+
+def _says_anything(tool: ToolSpec) -> bool:
+    """Whether parameters say which arguments there are; `{}` and `{"type": "object"}` are a tool that takes none."""
+    kept = constraining(tool.parameters, Place(_label(tool)))
+    return bool(kept.keys() - {"type", "required"} or kept.get("required"))

@@ -11,19 +11,15 @@ import pytest
 
 from model.constraint import Constraint, ConstraintCompiler, ConstraintError, ConstraintSpec, SchemaRules
 from model.constraint.free_json import MAX_ADDED_PROPERTIES
-from model.tokenizer import Tokenizer
-from tests.support.tiny_checkpoint import tiny_tokenizer_json
+from tests.support.walks import END, TOKENIZER, VOCAB_SIZE, accepts, tiny_compiler
 from tests.support.wild_schemas import WildSchemas
 
-END = 256
-VOCAB_SIZE = 257
-TOKENIZER = Tokenizer(tiny_tokenizer_json())
 INTEGER = {"type": "integer", "minimum": 0, "maximum": 9}
 
 
 @pytest.fixture(scope="module")
 def compiler() -> ConstraintCompiler:
-    return ConstraintCompiler(tiny_tokenizer_json(), VOCAB_SIZE, [END])
+    return tiny_compiler()
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,21 +43,6 @@ def walk(constraint: Constraint, seed: int, max_tokens: int = 3_000, taste: floa
         ids.append(int(logits.argmax()))
         constraint.advance(ids[-1])
     return None
-
-
-def accepts(compiler: ConstraintCompiler, schema: dict[str, Any], text: str, rules: SchemaRules | None = None) -> bool:
-    """Whether a text may be written for a schema."""
-    constraint = compiler.compile(ConstraintSpec.json_schema(schema, rules or SchemaRules()))
-    logits = np.zeros(VOCAB_SIZE, np.float32)
-    for token_id in [*TOKENIZER.encode(text), END]:
-        if constraint.is_finished:
-            return token_id == END
-        logits[:] = 0
-        constraint.mask(logits)
-        if not np.isfinite(logits[token_id]):
-            return False
-        constraint.advance(token_id)
-    return True
 
 
 @pytest.mark.parametrize("block", range(12))

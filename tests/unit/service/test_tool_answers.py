@@ -268,8 +268,8 @@ CLOSED = [
     pytest.param({**LISTED, "additionalProperties": False}, {}, True, False, id="closed by themselves, any setting"),
     pytest.param(LISTED, {}, True, True, id="the setting opens them"),
     pytest.param(LISTED, {"strict": True}, True, False, id="strict closes them although the setting does not"),
-    pytest.param({"type": "object"}, {}, False, True, id="an object of no form is open"),
-    pytest.param({"type": "object"}, {"strict": True}, False, False, id="strict closes even that"),
+    pytest.param({"type": "object", "additionalProperties": True}, {}, False, True, id="an object of any form is open"),
+    pytest.param({"type": "object"}, {"strict": True}, False, False, id="strict closes one of no form"),
 ]
 
 
@@ -292,12 +292,46 @@ def test_objects_are_closed_unless_something_opens_them(
     assert ("z" in json.loads(text)) == is_open
 
 
+NO_PARAMETERS: list[Any] = [
+    pytest.param(None, id="none: a client that leaves them out"),
+    pytest.param({}, id="an empty schema, as hand-written tools have it"),
+    pytest.param({"type": "object"}, id="only a type: MCP servers"),
+    pytest.param({"type": "object", "properties": None}, id="null for no properties: Go and Java"),
+    pytest.param({"type": "object", "properties": {}}, id="no properties: zod and pydantic"),
+    pytest.param({"type": "object", "properties": {}, "required": []}, id="the same, written out"),
+    pytest.param({"type": "object", "required": [], "title": "NoArgs"}, id="only words that say nothing"),
+    pytest.param({"type": ["object", "null"], "description": "none", "$defs": {}}, id="a type that may be null"),
+]
+
+
 @ON_BOTH
-def test_a_function_without_parameters_takes_none(client: TestClient, decoder: FakeDecoder, route: str) -> None:
-    """The model cannot make some up."""
+@pytest.mark.parametrize("parameters", NO_PARAMETERS)
+def test_a_function_without_parameters_takes_none(
+    client: TestClient, decoder: FakeDecoder, route: str, parameters: Json | None
+) -> None:
+    """The model cannot make some up, however their absence is spelled."""
     decoder.next_token = says('<tool_call>\n{"name": "weather", "arguments": {"x": 1}}\n</tool_call>')
-    fields: Json = {"tools": [tool(route, parameters=None)], "tool_choice": named(route, "weather")}
+    fields: Json = {"tools": [tool(route, parameters=parameters)], "tool_choice": named(route, "weather")}
     assert ask(client, route, **fields).calls == [("weather", "{}")]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param({"additionalProperties": True}, id="it says that any may be added"),
+        pytest.param({"type": "object", "additionalProperties": {"type": "integer"}}, id="or which"),
+        pytest.param({"type": "object", "patternProperties": {"^x$": {"type": "integer"}}}, id="or by pattern"),
+        pytest.param({"type": "object", "minProperties": 1}, id="or how many"),
+        pytest.param({"type": "object", "required": ["x"]}, id="or names one that must be there"),
+    ],
+)
+def test_parameters_that_say_anything_of_arguments_are_no_absence(
+    client: TestClient, decoder: FakeDecoder, parameters: Json
+) -> None:
+    """A tool that takes a map gets one."""
+    decoder.next_token = says('<tool_call>\n{"name": "weather", "arguments": {"x": 1}}\n</tool_call>')
+    fields: Json = {"tools": [tool(CHAT, parameters=parameters)], "tool_choice": "required"}
+    assert ask(client, CHAT, **fields).calls == [("weather", '{"x": 1}')]
 
 
 # Names and errors.

@@ -44,6 +44,11 @@ class JsonSchemaFormat(WireModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+def _none_if_empty_list(value: Any) -> Any:
+    """No parameters where PHP wrote its empty array."""
+    return None if value == [] else value
+
+
 def refuse_other_tools(tool: Any) -> None:
     """Refuse a tool that is no function of the client's: there are none that the service could run itself."""
     kind = tool.get("type") if isinstance(tool, dict) else None
@@ -89,7 +94,7 @@ class Function(ToolPart):
 
     name: ToolName
     description: Text | None = None
-    parameters: JsonObject | None = None
+    parameters: Annotated[JsonObject | None, BeforeValidator(_none_if_empty_list)] = None
     strict: bool | None = None
 
 

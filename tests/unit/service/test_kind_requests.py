@@ -193,6 +193,17 @@ def test_a_tool_and_its_choice_have_many_shapes(client: TestClient, route: str, 
     assert (calls[0].get("function") or calls[0])["name"] == "f"
 
 
+@pytest.mark.parametrize("parameters", [[], {}, None, {"type": "object"}, {"type": "object", "properties": []}])
+@pytest.mark.parametrize("route", [CHAT, RESPONSES])
+def test_a_tool_without_arguments_has_many_spellings(client: TestClient, route: str, parameters: Any) -> None:
+    """MCP servers, SDKs and PHP write them; the call's arguments are an empty object."""
+    tool = {"type": "function", "name": "f", "parameters": parameters}
+    answer = client.post(route, json=body_for(route, max_tokens=120, tools=[tool], tool_choice={"name": "f"}))
+    assert answer.status_code == 200, answer.text
+    calls = answer.json()["output"] if route == RESPONSES else answer.json()["choices"][0]["message"]["tool_calls"]
+    assert (calls[0].get("function") or calls[0])["arguments"] == "{}"
+
+
 @pytest.mark.parametrize("kind", ["none", "auto"])
 @pytest.mark.parametrize("route", [CHAT, RESPONSES])
 def test_a_choice_may_be_an_object(client: TestClient, route: str, kind: str) -> None:

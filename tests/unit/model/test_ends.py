@@ -197,12 +197,23 @@ def key(name: str) -> str:
 @pytest.mark.parametrize(
     ("extra", "more", "expected"),
     [
-        pytest.param({key("eot"): FIRST + 1}, MORE, {END, FIRST + 1}, id="eos and eot: Llama 3"),
         pytest.param(
-            {key("eot"): FIRST + 1, key("eom"): FIRST + 2}, MORE, {END, FIRST + 1, FIRST + 2}, id="eom: tools"
+            {key("eot"): FIRST + 1}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="eos and eot: Llama 3; eom is spelled"
         ),
-        pytest.param({key("eot"): END}, MORE, {END}, id="the same token twice"),
-        pytest.param({}, MORE, {END, FIRST + 1}, id="an older file: <|eot_id|> is found by its spelling"),
+        pytest.param(
+            {key("eot"): FIRST + 1, key("eom"): FIRST + 2}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="eom: tools"
+        ),
+        pytest.param({key("eot"): END, key("eom"): END}, {}, {END}, id="the same token thrice"),
+        pytest.param({}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="an older file: all ends by their spelling"),
+        pytest.param(
+            {key("eot"): FIRST + 1}, {"<|eom_id|>": TokenType.CONTROL, "<|eot_id|>": TokenType.CONTROL},
+            {END, FIRST, FIRST + 1}, id="eot is named, <|eom_id|> is not: Llama 3.2",
+        ),
+        pytest.param({}, {"<EOT>": TokenType.CONTROL}, {END, FIRST}, id="a coder's <EOT>"),
+        pytest.param({}, {"<|return|>": TokenType.CONTROL}, {END, FIRST}, id="<|return|> ends a channel's answer"),
+        pytest.param({}, {"<|endoftext|>": TokenType.CONTROL}, {END, FIRST}, id="<|endoftext|> ends texts"),
+        pytest.param({}, {"<|endoftext|>": TokenType.NORMAL}, {END}, id="the same as plain text ends nothing"),
+        pytest.param({}, {"<EOT>": TokenType.USER_DEFINED}, {END}, id="<EOT> as somebody's own word ends nothing"),
         pytest.param({}, {"<|im_end|>": TokenType.CONTROL}, {END, FIRST}, id="ChatML by its spelling"),
         pytest.param({}, {"<end_of_turn>": TokenType.CONTROL}, {END, FIRST}, id="Gemma's by its spelling"),
         pytest.param({}, {"<|im_end|>": TokenType.NORMAL}, {END, FIRST}, id="spelled so, but called plain text"),

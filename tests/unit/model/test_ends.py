@@ -206,8 +206,10 @@ def key(name: str) -> str:
         pytest.param({key("eot"): END, key("eom"): END}, {}, {END}, id="the same token thrice"),
         pytest.param({}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="an older file: all ends by their spelling"),
         pytest.param(
-            {key("eot"): FIRST + 1}, {"<|eom_id|>": TokenType.CONTROL, "<|eot_id|>": TokenType.CONTROL},
-            {END, FIRST, FIRST + 1}, id="eot is named, <|eom_id|> is not: Llama 3.2",
+            {key("eot"): FIRST + 1},
+            {"<|eom_id|>": TokenType.CONTROL, "<|eot_id|>": TokenType.CONTROL},
+            {END, FIRST, FIRST + 1},
+            id="eot is named, <|eom_id|> is not: Llama 3.2",
         ),
         pytest.param({}, {"<EOT>": TokenType.CONTROL}, {END, FIRST}, id="a coder's <EOT>"),
         pytest.param({}, {"<|return|>": TokenType.CONTROL}, {END, FIRST}, id="<|return|> ends a channel's answer"),

@@ -13,7 +13,7 @@ from model.checkpoint import CheckpointError, read_checkpoint
 from model.config import UnsupportedModelError
 from tests.support.errors import one_line
 from tests.support.tiny_biases import add_biases
-from tests.support.tiny_checkpoint import edit_json, edit_tensors, write_tiny_checkpoint
+from tests.support.tiny_checkpoint import edit_json, edit_tensors, notes_of, write_tiny_checkpoint
 
 Array = np.ndarray[Any, Any]
 EMBEDDING: Array = np.random.default_rng(7).standard_normal((257, 64)).astype(np.float32)
@@ -55,8 +55,8 @@ def test_a_head_that_differs_is_used_whatever_the_config_says(
     assert ("lm_head.weight" in read.tensors) == (not is_tied)
     if not is_tied:
         np.testing.assert_array_equal(read.tensors["lm_head.weight"], head)
-    assert [note for note in read.notes if "differs from" in note] == list(read.notes)
-    assert len(read.notes) == (tied is True and not is_tied)
+    assert [note for note in notes_of(read) if "differs from" in note] == notes_of(read)
+    assert len(notes_of(read)) == (tied is True and not is_tied)
 
 
 def test_a_tied_embedding_stored_under_the_heads_name_is_found(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_tied_embedding_stored_under_the_heads_name_is_found(tmp_path: Path) -
     read = read_checkpoint(folder)
     np.testing.assert_array_equal(read.tensors["embed_tokens.weight"], EMBEDDING)
     assert read.config.tie_word_embeddings
-    assert "stored as lm_head.weight alone" in read.notes[0]
+    assert "stored as lm_head.weight alone" in notes_of(read)[0]
 
 
 @pytest.mark.parametrize("tied", [False, ...])
@@ -124,7 +124,7 @@ def test_rotary_tables_are_known_to_be_harmless(tmp_path: Path, name: str) -> No
     edit_tensors(folder, **{name.replace(".", "__"): np.ones(8, np.float32)})
     read = read_checkpoint(folder)
     assert not any("rotary" in tensor for tensor in read.tensors)
-    assert read.notes == ()
+    assert notes_of(read) == []
 
 
 @pytest.mark.parametrize(

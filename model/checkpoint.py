@@ -208,7 +208,8 @@ def _settled(content: SourceContent, model_id: str, sources: tuple[SourceFile, .
     config, tensors, head_note = settle_head(content.config, content.tensors)
     tokenizer_json, added_notes = with_added_ends(content.tokenizer_json, content.added_ends)
     tokenizer = FastTokenizer.from_str(tokenizer_json)
-    template, tokens = content.chat_template, content.special_tokens
+    tokens = content.special_tokens
+    template = content.chat_template if (content.chat_template or "").strip() else None  # blanks are no template
     speech = Speech(tokenizer, config.vocab_size, template, tokens, config.bos_token_id)
     ends = settle_ends(config.eos_token_ids, content.eos_texts, speech)
     return Checkpoint(

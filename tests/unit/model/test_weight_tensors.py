@@ -2,12 +2,13 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from model.checkpoint import CheckpointError, read_checkpoint
 from model.config import UnsupportedModelError
@@ -106,6 +107,38 @@ def test_a_tensor_too_many_is_named(tmp_path: Path, tensors: dict[str, Array], n
     folder = write_tiny_checkpoint(tmp_path / "m")
     edit_tensors(folder, **tensors)
     assert named in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("rename", "named"),
+    [
+        pytest.param(lambda name: f"_orig_mod.{name}", "torch.compile's wrapper", id="saved while compiled"),
+        pytest.param(lambda name: f"module.{name}", "a wrapper of training", id="saved from data-parallel training"),
+        pytest.param(lambda name: f"_orig_mod.module.{name}", "torch.compile's wrapper", id="saved from both"),
+        pytest.param(lambda name: f"base_model.model.{name}", "a LoRA adapter's", id="an adapter's wrapper"),
+        pytest.param(lambda name: f"language_model.{name}", "language_model.model", id="part of one that also sees"),
+        pytest.param(
+            lambda name: name.replace("model.layers", "transformer.h"), "transformer.h.0", id="GPT-2's names of layers"
+        ),
+        pytest.param(
+            lambda name: (
+                name.replace("model.layers", "layers")
+                .replace("self_attn.q_proj", "attention.wq")
+                .replace("input_layernorm", "attention_norm")
+            ),
+            "Meta's own layout",
+            id="Meta's names of layers",
+        ),
+    ],
+)
+def test_strange_names_of_all_tensors_are_named(tmp_path: Path, rename: Callable[[str], str], named: str) -> None:
+    """The count of layers is right; what is wrong is their names."""
+    folder = write_tiny_checkpoint(tmp_path / "m")
+    file = folder / "model.safetensors"
+    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+    message = refusal(folder)
+    assert named in message
+    assert "num_hidden_layers" not in message
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def _write(request: ExportRequest, path: Path, sources: tuple[SourceFile, ...], 
     for note in checkpoint.notes:
         say(NOTE + note)
     for finding in template_findings(checkpoint.chat_template, checkpoint.special_tokens):
-        say(finding)
+        say(NOTE + finding)
     say(f"tracing {checkpoint.config.num_layers} layers to ONNX (licence of the weights: {checkpoint.licence})")
     transformer = load_transformer(checkpoint.config, checkpoint.tensors)
     facts = WeightFacts()

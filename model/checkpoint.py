@@ -20,13 +20,14 @@ from model.bundle import file_sha256
 from model.checkpoint_error import CheckpointError as CheckpointError  # noqa: PLC0414 - exported: others look here
 from model.checkpoint_error import pointer_hint, reason
 from model.config import ModelConfig, UnsupportedModelError
-from model.ends import Speech, settle_ends
+from model.ends import settle_ends
 from model.gguf_file import FourBitBlocks, read_four_bit_blocks, read_gguf_file
 from model.gguf_parts import part_paths
 from model.hugging_face_folder import read_folder
 from model.model_name import hub_name, model_name
 from model.source_content import SourceContent
 from model.special_tokens import with_added_ends
+from model.turn_ends import Speech
 from model.weight_tensors import settle_head
 
 DEFAULT_SOURCE = "default"
@@ -207,7 +208,8 @@ def _settled(content: SourceContent, model_id: str, sources: tuple[SourceFile, .
     config, tensors, head_note = settle_head(content.config, content.tensors)
     tokenizer_json, added_notes = with_added_ends(content.tokenizer_json, content.added_ends)
     tokenizer = FastTokenizer.from_str(tokenizer_json)
-    template, tokens = content.chat_template, content.special_tokens
+    tokens = content.special_tokens
+    template = content.chat_template if (content.chat_template or "").strip() else None  # blanks are no template
     speech = Speech(tokenizer, config.vocab_size, template, tokens, config.bos_token_id)
     ends = settle_ends(config.eos_token_ids, content.eos_texts, speech)
     return Checkpoint(

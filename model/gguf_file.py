@@ -34,6 +34,7 @@ TOP_TENSORS = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "l
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's scaling, worked out: a divisor for each frequency
 HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")  # rotary frequencies of old files, computed anyway
 ATTENTION_PRODUCTS, MLP_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+SCALING_TYPE = "llama.rope.scaling.type"
 BLOCK = 32  # weights that share a scale in Q4_0 and Q4_1
 
 
@@ -137,12 +138,13 @@ def _read_config(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _rope_scaling(fields: Fields) -> RopeScaling:
-    """The scaling that the metadata names, `linear` alone of all."""
-    kind = fields.get("llama.rope.scaling.type", "none")
-    factor = float(fields.get("llama.rope.scaling.factor", fields.get("llama.rope.scale_linear", 1.0)))
+    """The scaling that the metadata names, `linear` alone of all; a factor without a type is linear, too."""
+    kind = fields.get(SCALING_TYPE, "linear")
     if kind not in ("none", "linear"):
         raise UnsupportedModelError(f"GGUF rotary scaling {kind!r} is not supported; supported: none, linear, llama3's")
-    return RopeScaling() if factor == 1.0 or (kind == "none" and factor == 0.0) else RopeScaling("linear", factor)
+    factor = float(fields.get("llama.rope.scaling.factor", fields.get("llama.rope.scale_linear", 1.0)))
+    unsaid = fields.get(SCALING_TYPE) is None and factor == 0.0
+    return RopeScaling() if kind == "none" or factor == 1.0 or unsaid else RopeScaling("linear", factor)
 
 
 def _with_rope_factors(config: ModelConfig, tensors: Sequence[Any]) -> ModelConfig:

@@ -12,6 +12,7 @@ from model.config import UnsupportedModelError
 from model.gguf_parts import Fields
 from model.special_tokens import AddedEnds
 
+TYPES = "tokenizer.ggml.token_type"
 CONTROL_TOKEN = 3  # ggml's token types
 USER_DEFINED_TOKEN = 4
 TURN_ENDS = (  # how ends of turns are spelled: older files name no eot token, and some call these plain text
@@ -23,6 +24,8 @@ TURN_ENDS = (  # how ends of turns are spelled: older files name no eot token, a
     "<|END_OF_TURN_TOKEN|>",
     "<end_of_utterance>",
 )
+MESSAGE_END = "<|eom_id|>"  # ends a call of a tool; few files name it as eom
+TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "<|return|>", "<EOT>")  # where these are control tokens
 LLAMA3_NAMES = ("llama-bpe", "llama-v3", "llama3")  # pre-tokenizers whose files may leave add_bos_token unsaid
 LLAMA3_SPLIT = "|".join(  # the pattern in the tokenizer.json of Llama 3
     (
@@ -49,17 +52,21 @@ def named_tokens(fields: Fields) -> dict[str, str]:
 
 
 def end_token_ids(fields: Fields) -> tuple[int, ...]:
-    """The ids called eos, eot and eom; where none is called eot, also every token that is spelled like an end of turn.
+    """The ids called eos, eot and eom, and tokens that are spelled like ends.
+
+    Ends of turns and of messages are looked for only where the metadata names none; ends of texts always.
 
     Raises:
         UnsupportedModelError: one of them is outside the vocabulary.
     """
+    tokens = list(fields.need("tokenizer.ggml.tokens"))
+    control = {text for text, kind in zip(tokens, fields.need(TYPES), strict=False) if kind == CONTROL_TOKEN}
     eos, eot, eom = (_token_id(fields, name) for name in ("eos", "eot", "eom"))
-    spelled: list[int] = []
-    if eot is None:
-        tokens = list(fields.need("tokenizer.ggml.tokens"))
-        spelled = [tokens.index(text) for text in TURN_ENDS if text in tokens]
-    return tuple(dict.fromkeys(token_id for token_id in (eos, eot, *spelled, eom) if token_id is not None))
+    spelled = [text for text in TURN_ENDS if text in tokens] if eot is None else []
+    spelled += [MESSAGE_END] if eom is None and MESSAGE_END in control else []
+    spelled += [text for text in TEXT_ENDS if text in control]
+    ids = (eos, eot, eom, *(tokens.index(text) for text in spelled))
+    return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 
 def added_ends(fields: Fields, named: dict[str, str]) -> AddedEnds:
@@ -89,7 +96,7 @@ def read_tokenizer(fields: Fields) -> str:
     if kind != "gpt2":
         raise UnsupportedModelError(f"GGUF tokenizer {kind!r} is not supported; export from the Hugging Face folder")
     tokens = fields.need("tokenizer.ggml.tokens")
-    types = fields.need("tokenizer.ggml.token_type")
+    types = fields.need(TYPES)
     merges = [tuple(merge.split(" ", 1)) for merge in fields.need("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split in LLAMA3_NAMES))

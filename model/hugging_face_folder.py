@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model.added_tokens import named_tokens, special_texts, with_named_tokens
 from model.checkpoint_error import CheckpointError, reason, way_out
 from model.config import config_from_hugging_face
 from model.source_content import SourceContent
@@ -24,7 +25,7 @@ from model.weight_files import (
 )
 from model.weight_tensors import check_tensors
 
-TOKENIZER_CONFIG, TOKEN_MAP = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER_CONFIG, TOKEN_MAP, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 
 
@@ -44,6 +45,9 @@ def read_folder(path: Path) -> SourceContent:
     files, left_out = weight_files(path, _read_json(path / INDEX_NAME))
     check_tensors(config, [tensor for file in files for tensor in stored_tensors(file)])
     tokens = special_tokens(tokenizer_config, token_map)
+    special = {*tokens.values(), *special_texts(tokenizer_config, token_map)}
+    listed = named_tokens(tokenizer_config, _read_json(path / ADDED_TOKENS), special)
+    tokenizer_json, token_notes = with_named_tokens(tokenizer_json, listed, config.vocab_size)
     named = {TOKENIZER_CONFIG: special_tokens(tokenizer_config), TOKEN_MAP: special_tokens(token_map)}
     return SourceContent(
         config=config,
@@ -60,7 +64,10 @@ def read_folder(path: Path) -> SourceContent:
             add_bos=_switch(tokenizer_config, "add_bos_token"),
             add_eos=_switch(tokenizer_config, "add_eos_token"),
         ),
-        notes=tuple(f"{file.name} is left out: it is none of the model's weight files" for file in left_out),
+        notes=(
+            *(f"{file.name} is left out: it is none of the model's weight files" for file in left_out),
+            *token_notes,
+        ),
     )
 
 

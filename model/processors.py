@@ -92,10 +92,17 @@ def _groups(files: SystemFiles) -> Iterator[Path]:
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if not path or (controllers and "cpu" not in controllers.split(",")):
             continue
-        root = files.control_groups / controllers
-        group = root / path.lstrip("/")
-        yield group
-        yield from (parent for parent in group.parents if parent.is_relative_to(root))
+        for mount in _mounts(controllers):
+            root = files.control_groups / mount
+            group = root / path.lstrip("/")
+            yield group
+            yield from (parent for parent in group.parents if parent.is_relative_to(root))
+
+
+def _mounts(controllers: str) -> list[str]:
+    """Folders that may stand for a list of version 1's controllers: systems order them differently, or link each."""
+    names = controllers.split(",")
+    return list(dict.fromkeys((controllers, ",".join(reversed(names)), *names)))

@@ -39,7 +39,7 @@ def template_findings(source: str | None, special_tokens: Mapping[str, str]) -> 
     """What an exporter should be told of a chat template, one line each; nothing of one that takes everything.
 
     Raises:
-        ChatTemplateError: the template does not compile, or refuses every conversation.
+        ChatTemplateError: the template does not compile, refuses every conversation, or shows nothing of them.
     """
     if source is None:
         return ["the model has no chat template: /v1/chat/completions and /v1/responses will refuse every request"]
@@ -52,6 +52,7 @@ def template_findings(source: str | None, special_tokens: Mapping[str, str]) -> 
 
 def _refusals(template: ChatTemplate) -> list[str]:
     findings, refusals = [], []
+    shows_users = False
     for name, messages in BASIC.items():
         try:
             text = template.render(messages)
@@ -59,11 +60,16 @@ def _refusals(template: ChatTemplate) -> list[str]:
             refusals.append(error)
             findings.append(f"{error} (tried: {name}); such requests will be answered 400")
             continue
+        shows_users = shows_users or any(
+            message["role"] == "user" and message["content"].lower() in text.lower() for message in messages
+        )
         unseen = [message["role"] for message in messages if message["content"] not in text]
         if unseen:
             findings.append(f"the chat template leaves out what the {unseen[0]} says (tried: {name})")
     if len(refusals) == len(BASIC):
         raise _useless(refusals[0])
+    if not shows_users:
+        raise _useless("the chat template shows nothing of what users say")
     return findings
 
 
@@ -106,5 +112,5 @@ def _is_unknown(environment: minijinja.Environment, expression: str) -> bool:
     return False
 
 
-def _useless(error: ChatTemplateError) -> ChatTemplateError:
+def _useless(error: ChatTemplateError | str) -> ChatTemplateError:
     return ChatTemplateError(f"{error}; mend the template, or take it out of the checkpoint to serve without chat")

@@ -16,15 +16,19 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 READABLE_TYPES = ("F32", "F16", "BF16", "F64")
 NUM_NAMED = 3  # tensors that a message names
 HARMLESS = re.compile(r"rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")  # computed from the config
+META = "in Meta's own layout"
+LAYER_NORM = re.compile(r"layers\.\d+\.input_layernorm\.weight")
 UNQUANTISED = "give the unquantised checkpoint (Attend quantises itself: --precision) or a .gguf file"
 STRANGE_KINDS = (  # how a tensor's name tells what it belongs to, and what to do
+    (r"^_orig_mod\.", "named by torch.compile's wrapper; save the state of model._orig_mod, without this prefix"),
+    (r"^module\.", "named by a wrapper of training; save the state of model.module, without this prefix"),
     (r"lora_|\.modules_to_save\.|^base_model\.", "a LoRA adapter's; merge it into its model first"),
     (r"\.(qweight|qzeros|g_idx)$", f"GPTQ's or AWQ's packed weights; {UNQUANTISED}"),
     (r"\.(absmax|quant_map|nested_\w+|SCB|weight_format|quant_state\..+)$", f"bitsandbytes' packing; {UNQUANTISED}"),
     (r"_(blocks|scales)$", f"MXFP4's packed weights; {UNQUANTISED}"),
     (r"\.(\w*_scale(_inv|_2)?|weight_(packed|shape|zero_point))$", f"FP8's or compressed-tensors'; {UNQUANTISED}"),
     (r"\.(scales|biases)$", f"packed weights' scales; {UNQUANTISED}"),
-    (r"\.(wq|wk|wv|wo|w1|w2|w3)\.|^tok_embeddings\.", "in Meta's own layout; give the folder that transformers reads"),
+    (r"\.(wq|wk|wv|wo|w1|w2|w3)\.|\.attention_norm\.|^tok_embeddings\.", f"{META}; give the folder transformers reads"),
     (r"(q|k)_norm\.", "a norm of queries or keys, which the Llama architecture does not have"),
     (r"experts|block_sparse_moe|_exps\.", "an expert's, which the Llama architecture does not have"),
     (r"rope_factors_|rotary", "a rotary scaling that Attend does not know"),
@@ -55,6 +59,8 @@ def check_tensors(config: ModelConfig, stored: Iterable[StoredTensor]) -> None:
             files = f"{found[tensor.name].file} and {tensor.file}"
             raise UnsupportedModelError(f"the checkpoint holds tensor {tensor.name} twice, in {files}; keep one")
         found[tensor.name] = tensor
+    if not any(LAYER_NORM.fullmatch(name) for name in found):  # all names are strange: the count may well be right
+        _refuse_unknown([tensor for name, tensor in found.items() if name not in (EMBEDDING, HEAD, "norm.weight")])
     last_layer = config.num_layers - 1
     if f"layers.{last_layer}.input_layernorm.weight" not in found:  # a damaged count would name tensors without end
         raise UnsupportedModelError(

@@ -49,6 +49,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 DOCS_FILES = "/docs/files"  # scripts and styles of /docs, so that it needs no network
+DOCS_PAGES = ("/docs", "/docs/oauth2-redirect", "/openapi.json")
 ROUTE_MODULES = (chat, completions, responses_api, generate, tokenization, models, operations)
 
 
@@ -152,11 +153,15 @@ def assemble(
 def _known_answers() -> dict[str, set[int]]:
     """Statuses of each route, as it documents them, and those that are answered before a route is found."""
     before_routing = {401, 403, 431}
-    known: dict[str, set[int]] = {middleware.UNMATCHED: {404, 413, *before_routing}}
+    other_methods = {204, 405}  # 204 to OPTIONS
+    known: dict[str, set[int]] = {
+        middleware.UNMATCHED: {200, 404, 413, 500, *other_methods, *before_routing},
+        **{page: {200, *other_methods} for page in DOCS_PAGES},
+    }
     for module in ROUTE_MODULES:
         for route in module.router.routes:
             assert isinstance(route, APIRoute), "the modules have no other"
-            statuses = {int(status) for status in route.responses} | {route.status_code or 200, 500}
+            statuses = {int(status) for status in route.responses} | {route.status_code or 200, 500} | other_methods
             statuses |= {CLIENT_CLOSED_REQUEST} if 408 in statuses else set()
             known[route.path] = statuses - before_routing
     return known

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +36,7 @@ def default_cache_dir(environment: Mapping[str, str] | None = None, code: Path =
 
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*?#@]+", re.IGNORECASE)
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -137,9 +139,12 @@ class Settings(BaseSettings):
     @field_validator("served_model_name")
     @classmethod
     def _names_can_be_sent(cls, value: str | None) -> str | None:
-        """Refuse a list without names, or with an empty one."""
+        """Refuse a list without names, with an empty one, or with one that no address can hold."""
         if value is not None and not all(name.strip() and name.strip().isprintable() for name in value.split(",")):
             raise ValueError("give one name or several with commas between them, such as my-model,gpt-4o-mini")
+        for name in (value or "-").split(","):
+            if "//" in f"/{name.strip()}/":
+                raise ValueError(f"{name.strip()!r} begins or ends with a slash or has two together; write org/name")
         return value
 
     @property
@@ -152,12 +157,39 @@ class Settings(BaseSettings):
     def origins(self) -> tuple[str, ...]:
         """What `cors_origins` lists, as browsers spell it."""
         listed = (self.cors_origins or "").split(",")
-        return tuple(origin.strip().lower().removesuffix("/") for origin in listed if origin.strip())
+        return tuple(_browsers_spelling(origin) for origin in listed if origin.strip())
 
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: str | None) -> str | None:
         for origin in (value or "").split(","):
-            if origin.strip() and not ORIGIN.fullmatch(origin.strip().removesuffix("/")):
-                raise ValueError(f"{origin.strip()!r} is no origin; write scheme://host[:port] without a path, or *")
+            if not origin.strip():
+                continue
+            try:
+                _browsers_spelling(origin)
+            except ValueError as error:
+                raise ValueError(
+                    f"{origin.strip()!r} is no origin; write scheme://host[:port] without a path, or *"
+                ) from error
         return value
+
+
+def _browsers_spelling(origin: str) -> str:
+    """An origin in lower case, its host as DNS has it, without the port that its scheme has anyway.
+
+    Raises:
+        ValueError: it is no origin.
+    """
+    plain = origin.strip().lower().removesuffix("/")
+    if not ORIGIN.fullmatch(plain):
+        raise ValueError("not scheme://host[:port]")
+    scheme, _, place = plain.partition("://")
+    if scheme not in DEFAULT_PORTS:
+        return plain
+    port = urlsplit(plain).port  # ValueError where it is no port
+    host = re.sub(r":\d*$", "", place)
+    if not host.startswith("["):
+        host = host.encode("idna").decode()  # UnicodeError is a ValueError
+    if not host:
+        raise ValueError("no host")
+    return f"{scheme}://{host}" + ("" if port in (None, DEFAULT_PORTS[scheme]) else f":{port}")

@@ -130,7 +130,7 @@ def new_app(help_text: str, callback: Callable[..., None]) -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"max_content_width": 120},
+        context_settings={"max_content_width": 120, "help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True, help=help_text)(callback)
     return app

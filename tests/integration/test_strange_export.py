@@ -31,12 +31,18 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+TEMPLATE_NOTES = (
+    "note: the chat template has no form",
+    "note: the model has no chat template",
+    "note: no end of turn was found",
+)
+
 
 def export(source: Path, out: Path, **options: Any) -> tuple[Bundle, list[str]]:
-    """An fp32 bundle, and the notes that were said."""
+    """An fp32 bundle, and the notes that were said of the checkpoint, not of what its template lacks."""
     said: list[str] = []
     bundle = export_bundle(ExportRequest(str(source), out, "fp32", **options), out.parent, said.append)
-    return bundle, [line for line in said if line.startswith("note: ")]
+    return bundle, [line for line in said if line.startswith("note: ") and not line.startswith(TEMPLATE_NOTES)]
 
 
 def chat_that_prefers(bundle: Bundle, token_id: int, cache: Path) -> Any:

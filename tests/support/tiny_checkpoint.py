@@ -8,6 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from model.checkpoint import Checkpoint
+
 END_TOKEN = "<|end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
@@ -96,6 +98,11 @@ def write_tiny_checkpoint(folder: Path, *, num_shards: int = 1, seed: int = 0, *
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def notes_of(checkpoint: Checkpoint) -> list[str]:
+    """What reading said, but for the end of turn that the tiny template lacks."""
+    return [note for note in checkpoint.notes if not note.startswith("no end of turn was found")]
 
 
 def edit_json(file: Path, **changes: Any) -> None:

@@ -66,8 +66,16 @@ def test_same_weights_give_byte_identical_files(
     """Nothing of the time, the place or the run gets into the graph or the manifest."""
     monkeypatch.setattr("model.export.trace_graph", traced_once)  # what it replaces
     bundle, said = export(tiny_folder, tmp_path / "deep" / "in" / "folders")
-    assert [line.split(" ")[0] for line in said] == ["checking", "reading", "the", "tracing", "converting", "writing"]
-    assert said[2].startswith("the chat template has no form for tools")
+    assert [line.split(" ")[0] for line in said] == [
+        "checking",
+        "reading",
+        "note:",
+        "note:",
+        "tracing",
+        "converting",
+        "writing",
+    ]
+    assert said[3].startswith("note: the chat template has no form for tools")
     for file in tiny_bundle.path.iterdir():
         assert (bundle.path / file.name).read_bytes() == file.read_bytes(), file.name
 

@@ -137,6 +137,10 @@ def test_stored_copy_of_a_tied_head_and_rotary_tables_are_left_out(tmp_path: Pat
         (edit_json("tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "a"}]), None),
         (edit_json("tokenizer_config.json", chat_template=["b", {}, 5]), None),
         (edit_json("tokenizer_config.json", chat_template=5), None),
+        (edit_json("tokenizer_config.json", chat_template=""), None),
+        (edit_json("tokenizer_config.json", chat_template=" \n"), None),
+        (edit_json("tokenizer_config.json", chat_template=[{"name": "default", "template": ""}]), None),
+        (replace("chat_template.jinja", b""), None),
     ],
 )
 def test_chat_template_is_found_where_folders_keep_it(tmp_path: Path, damage: Damage, expected: str | None) -> None:

@@ -29,6 +29,12 @@ CHATML_BETWEEN = (  # closes only turns that another one follows
 )
 NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
 WITH_DEFAULT_SYSTEM = "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML
+SYSTEM_AND_BETWEEN = "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_BETWEEN
+CALLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.tool_calls %}{% for call in m.tool_calls %}{{ call.function.name }} {{ call.function.arguments | tojson }}"
+    "{% endfor %}CLOSE{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
 NO_OPENER = "{% for message in messages %}{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}"
 BLANKS_BEFORE = CHATML.replace("<|im_end|>", " \n\n<|im_end|>")
 
@@ -67,6 +73,14 @@ def test_ends_are_the_union_of_all_files(
         pytest.param(WITH_DEFAULT_SYSTEM, id="writes a system turn of its own first"),
         pytest.param(NO_OPENER, id="opens turns with plain words"),
         pytest.param(BLANKS_BEFORE, id="writes blanks before the end"),
+        pytest.param(CHATML.replace("<|im_end|>", "</answer><|im_end|>"), id="writes a closing tag before the end"),
+        pytest.param(CHATML.replace("<|im_end|>", ".<|im_end|>"), id="writes a full stop before the end"),
+        pytest.param(CHATML.replace("message.content", "message.content | lower"), id="writes in lower case"),
+        pytest.param(CHATML.replace("message.content", "message.content | upper"), id="writes in capitals"),
+        pytest.param(CHATML.replace("message.content", "message.content | title"), id="capitalises words"),
+        pytest.param(SYSTEM_AND_BETWEEN, id="writes a system turn, closes only turns that another follows"),
+        pytest.param(CHATML_BETWEEN.replace("<|im_end|>", "##<|im_end|>"), id="text before an end between turns"),
+        pytest.param(CHATML.replace("<|im_end|>", "<|im_end|><|im_start|>"), id="another token behind the end"),
         pytest.param([{"name": "default", "template": CHATML}], id="one of several named templates"),
     ],
 )
@@ -78,6 +92,29 @@ def test_the_templates_own_end_of_turn_becomes_an_end_and_is_said(tmp_path: Path
     (note,) = read.notes
     assert "'<|im_end|>' (258)" in note
     assert "\n" not in note
+
+
+@pytest.mark.parametrize(
+    ("close", "ends"),
+    [
+        pytest.param("<|im_end|>", {256, 258}, id="calls end otherwise than texts"),
+        pytest.param("</tool_call><|im_end|>", {256, 258}, id="behind a closing tag of plain text"),
+        pytest.param("]\n<|im_end|>\n", {256, 258}, id="behind a bracket, and blanks follow"),
+        pytest.param("<|tool_end|><|im_end|>", {256, 258}, id="behind a closing token: the last one ends"),
+        pytest.param("<|tool_end|>", {256}, id="a closing token alone: more calls may follow"),
+        pytest.param("\n", {256}, id="a newline ends calls"),
+        pytest.param("<|im_start|>assistant", {256}, id="the next turn's opening follows"),
+        pytest.param("<|end|>", {256}, id="calls end as texts do"),
+    ],
+)
+def test_the_end_of_a_calls_turn_is_an_end(tmp_path: Path, close: str, ends: set[int]) -> None:
+    """Otherwise a call would be followed by whatever the model makes up."""
+    template = CALLS.replace("CLOSE", close)
+    folder = write_chatting_checkpoint(tmp_path / "m", IM_START, IM_END, "<|tool_end|>", chat_template=template)
+    read = read_checkpoint(folder)
+    assert set(read.config.eos_token_ids) == ends
+    assert len(read.notes) == len(ends) - 1
+    assert all("ends a call with '<|im_end|>' (258)" in note for note in read.notes)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +133,29 @@ def test_the_templates_own_end_of_turn_becomes_an_end_and_is_said(tmp_path: Path
             {"bos_token": IM_START},
             id="the start token follows",
         ),
+        pytest.param(
+            "{% for m in messages %}<|im_start|>{{ m.role }}<|tool_sep|>{{ m.content }}\n{% endfor %}",
+            {},
+            id="an opening of two tokens follows",
+        ),
+        pytest.param(
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}<|im_start|>assistant\n",
+            {},
+            id="the next answer's opening follows always",
+        ),
         pytest.param("{{ raise_exception('never') }}", {}, id="it refuses every conversation"),
         pytest.param("{{ messages[0].content }}", {}, id="it never shows what the assistant said"),
     ],
 )
 def test_nothing_but_an_end_of_turn_is_added(tmp_path: Path, template: str, changes: dict[str, Any]) -> None:
     """A start token, a newline or the next turn's opening must not cut answers short."""
-    folder = write_chatting_checkpoint(tmp_path / "m", IM_START, IM_END, chat_template=template, **changes)
+    folder = write_chatting_checkpoint(
+        tmp_path / "m", IM_START, IM_END, "<|tool_sep|>", chat_template=template, **changes
+    )
     read = read_checkpoint(folder)
     assert set(read.config.eos_token_ids) == {256, 258 if "eos_token" in changes else 256}
-    assert read.notes == ()
+    assert len(read.notes) == ("eos_token" not in changes)
+    assert all("no end of turn was found in the chat template" in note for note in read.notes)
 
 
 def test_a_model_that_chats_without_any_end_is_refused(tmp_path: Path) -> None:
@@ -158,7 +208,9 @@ def test_an_eos_text_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
     edit_json(folder / "tokenizer_config.json", eos_token="</s>")
     read = read_checkpoint(folder)
     assert read.config.eos_token_ids == (256,)
-    assert read.notes == ("tokenizer_config.json's eos_token '</s>' is not in the vocabulary of 257; it ends nothing",)
+    assert read.notes[0] == (
+        "tokenizer_config.json's eos_token '</s>' is not in the vocabulary of 257; it ends nothing"
+    )
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_BETWEEN, NEEDS_SYSTEM, WITH_DEFAULT_SYSTEM, NO_OPENER])
@@ -197,12 +249,25 @@ def key(name: str) -> str:
 @pytest.mark.parametrize(
     ("extra", "more", "expected"),
     [
-        pytest.param({key("eot"): FIRST + 1}, MORE, {END, FIRST + 1}, id="eos and eot: Llama 3"),
         pytest.param(
-            {key("eot"): FIRST + 1, key("eom"): FIRST + 2}, MORE, {END, FIRST + 1, FIRST + 2}, id="eom: tools"
+            {key("eot"): FIRST + 1}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="eos and eot: Llama 3; eom is spelled"
         ),
-        pytest.param({key("eot"): END}, MORE, {END}, id="the same token twice"),
-        pytest.param({}, MORE, {END, FIRST + 1}, id="an older file: <|eot_id|> is found by its spelling"),
+        pytest.param(
+            {key("eot"): FIRST + 1, key("eom"): FIRST + 2}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="eom: tools"
+        ),
+        pytest.param({key("eot"): END, key("eom"): END}, {}, {END}, id="the same token thrice"),
+        pytest.param({}, MORE, {END, FIRST, FIRST + 1, FIRST + 2}, id="an older file: all ends by their spelling"),
+        pytest.param(
+            {key("eot"): FIRST + 1},
+            {"<|eom_id|>": TokenType.CONTROL, "<|eot_id|>": TokenType.CONTROL},
+            {END, FIRST, FIRST + 1},
+            id="eot is named, <|eom_id|> is not: Llama 3.2",
+        ),
+        pytest.param({}, {"<EOT>": TokenType.CONTROL}, {END, FIRST}, id="a coder's <EOT>"),
+        pytest.param({}, {"<|return|>": TokenType.CONTROL}, {END, FIRST}, id="<|return|> ends a channel's answer"),
+        pytest.param({}, {"<|endoftext|>": TokenType.CONTROL}, {END, FIRST}, id="<|endoftext|> ends texts"),
+        pytest.param({}, {"<|endoftext|>": TokenType.NORMAL}, {END}, id="the same as plain text ends nothing"),
+        pytest.param({}, {"<EOT>": TokenType.USER_DEFINED}, {END}, id="<EOT> as somebody's own word ends nothing"),
         pytest.param({}, {"<|im_end|>": TokenType.CONTROL}, {END, FIRST}, id="ChatML by its spelling"),
         pytest.param({}, {"<end_of_turn>": TokenType.CONTROL}, {END, FIRST}, id="Gemma's by its spelling"),
         pytest.param({}, {"<|im_end|>": TokenType.NORMAL}, {END, FIRST}, id="spelled so, but called plain text"),

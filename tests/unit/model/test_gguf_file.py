@@ -266,7 +266,7 @@ def test_default_file_has_the_published_geometry(cache_dir: Path) -> None:
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (49_152, 576, 1_536)
     assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (30, 9, 3, 64)
     assert (config.context_tokens, config.rope_theta, config.rms_norm_eps) == (8_192, 100_000.0, 1e-5)
-    assert (config.tie_word_embeddings, config.eos_token_ids, config.bos_token_id) == (True, (2,), 1)
+    assert (config.tie_word_embeddings, config.eos_token_ids, config.bos_token_id) == (True, (2, 0), 1)
     assert read.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     assert read.licence.startswith("Apache-2.0")
 

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from model.checkpoint import Checkpoint, CheckpointError, four_bit_blocks, read_checkpoint, source_files
-from model.config import UnsupportedModelError, config_from_hugging_face, rotary_frequencies
+from model.config import RopeScaling, UnsupportedModelError, config_from_hugging_face, rotary_frequencies
 from tests.support.errors import one_line
 from tests.support.tiny_biases import with_biases
 from tests.support.tiny_checkpoint import tiny_config_json, tiny_tensors
@@ -175,12 +175,28 @@ def test_what_a_plain_llama_lacks_is_refused_by_name(
     [
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
         {"llama.rope.scale_linear": 4.0},
+        {"llama.rope.scaling.factor": 4.0},
     ],
 )
 def test_linear_scaling_of_a_gguf_is_that_of_the_folder(tmp_path: Path, extra: dict[str, Any]) -> None:
     """Under its key of today and under the older one."""
     expected = config_from_hugging_face("tiny", tiny_config_json(rope_scaling={"rope_type": "linear", "factor": 4.0}))
     assert rotary_frequencies(read_tiny(tmp_path, extra=extra).config) == rotary_frequencies(expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, "a factor that nothing uses"),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scale_linear": 4.0}, "the older key"),
+        ({"llama.rope.scaling.type": "none"}, "no factor"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0}, "a factor of one"),
+        ({"llama.rope.scaling.factor": 0.0}, "a factor of zero means unset"),
+    ],
+)
+def test_a_gguf_that_says_so_is_not_scaled(tmp_path: Path, extra: dict[str, Any], reason: str) -> None:
+    """The type decides, whatever factor stands beside it."""
+    assert read_tiny(tmp_path, extra=extra).config.rope_scaling == RopeScaling(), reason
 
 
 def test_old_rotary_frequencies_are_known_to_be_harmless(tmp_path: Path) -> None:

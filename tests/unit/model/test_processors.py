@@ -53,6 +53,24 @@ QUOTAS: list[tuple[str, dict[str, str], int, str]] = [
         3,
         "1, seen from the machine",
     ),
+    *(
+        (
+            own,
+            {f"{mount}/cpu.cfs_quota_us": "200000\n", f"{mount}/cpu.cfs_period_us": "100000\n"},
+            2,
+            f"1, listed as {own.split(':')[1]}, mounted as {mount}",
+        )
+        for own, mount in (
+            ("4:cpuacct,cpu:/a\n", "cpu,cpuacct"),
+            ("4:cpuacct,cpu:/a\n", "cpuacct,cpu"),
+            ("4:cpuacct,cpu:/a\n", "cpu"),
+            ("4:cpu,cpuacct:/a\n", "cpuacct,cpu"),
+            ("4:cpu:/a\n", "cpu"),
+            ("4:cpuset,cpu,cpuacct:/a\n", "cpu"),
+        )
+    ),
+    ("\n0::/\n\n", {"cpu.max": "200000 100000\n"}, 2, "blank lines"),
+    ("garbage\n0::/\n", {"cpu.max": "200000 100000\n"}, 2, "a line that nobody understands"),
     (V1 + "0::/\n", {"cpu.max": "max 100000\n"}, 8, "both versions mounted"),
     ("0::/\n", {"cpu.max": "garbage\n"}, 8, "what nobody understands limits nothing"),
 ]

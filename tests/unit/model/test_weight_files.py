@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from model.checkpoint import CheckpointError, read_checkpoint, resolve_source
 from model.config import UnsupportedModelError
 from tests.support.errors import one_line
-from tests.support.tiny_checkpoint import edit_json, write_tiny_checkpoint
+from tests.support.tiny_checkpoint import edit_json, notes_of, write_tiny_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -60,7 +60,7 @@ def test_no_quantisation_is_none(tmp_path: Path, value: Any) -> None:
     """Null and empty are absence."""
     folder = write_tiny_checkpoint(tmp_path / "m")
     edit_json(folder / "config.json", quantization_config=value)
-    assert read_checkpoint(folder).notes == ()
+    assert notes_of(read_checkpoint(folder)) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_weights_beside_the_model_are_left_out_and_said(tmp_path: Path, name: st
     save_file({"layers.0.attention.wq.weight": np.ones((2, 2), np.float32)}, folder / name)
     read = read_checkpoint(folder)
     assert read.tensors.keys() == read_checkpoint(write_tiny_checkpoint(tmp_path / "other")).tensors.keys()
-    assert read.notes == (f"{name} is left out: it is none of the model's weight files",)
+    assert notes_of(read) == [f"{name} is left out: it is none of the model's weight files"]
 
 
 @pytest.mark.parametrize("name", ["consolidated.00.pth", "pytorch_model.bin", "model.onnx", "params.json"])
@@ -125,7 +125,7 @@ def test_other_formats_beside_the_model_do_no_harm(tmp_path: Path, name: str) ->
     """Repositories carry several; the safetensors files are read."""
     folder = write_tiny_checkpoint(tmp_path / "m")
     (folder / name).write_bytes(b"{}")
-    assert read_checkpoint(folder).notes == ()
+    assert notes_of(read_checkpoint(folder)) == []
 
 
 def test_an_index_decides_which_files_are_the_model(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_index_decides_which_files_are_the_model(tmp_path: Path) -> None:
     whole = load_file(folder / "model-00001-of-00003.safetensors")
     name = next(iter(whole))
     np.testing.assert_array_equal(read.tensors[name.removeprefix("model.")], whole[name])
-    assert [note.split()[0] for note in read.notes] == [WEIGHTS]
+    assert [note.split()[0] for note in notes_of(read)] == [WEIGHTS]
 
 
 @pytest.mark.parametrize("missing", [["00001"], ["00002"], ["00003"], ["00001", "00003"], ["00002", "00003"]])

@@ -2,18 +2,19 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from model.checkpoint import CheckpointError, read_checkpoint
 from model.config import UnsupportedModelError
 from tests.support.errors import one_line
 from tests.support.tiny_biases import add_biases
-from tests.support.tiny_checkpoint import edit_json, edit_tensors, write_tiny_checkpoint
+from tests.support.tiny_checkpoint import edit_json, edit_tensors, notes_of, write_tiny_checkpoint
 
 Array = np.ndarray[Any, Any]
 EMBEDDING: Array = np.random.default_rng(7).standard_normal((257, 64)).astype(np.float32)
@@ -55,8 +56,8 @@ def test_a_head_that_differs_is_used_whatever_the_config_says(
     assert ("lm_head.weight" in read.tensors) == (not is_tied)
     if not is_tied:
         np.testing.assert_array_equal(read.tensors["lm_head.weight"], head)
-    assert [note for note in read.notes if "differs from" in note] == list(read.notes)
-    assert len(read.notes) == (tied is True and not is_tied)
+    assert [note for note in notes_of(read) if "differs from" in note] == notes_of(read)
+    assert len(notes_of(read)) == (tied is True and not is_tied)
 
 
 def test_a_tied_embedding_stored_under_the_heads_name_is_found(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_tied_embedding_stored_under_the_heads_name_is_found(tmp_path: Path) -
     read = read_checkpoint(folder)
     np.testing.assert_array_equal(read.tensors["embed_tokens.weight"], EMBEDDING)
     assert read.config.tie_word_embeddings
-    assert "stored as lm_head.weight alone" in read.notes[0]
+    assert "stored as lm_head.weight alone" in notes_of(read)[0]
 
 
 @pytest.mark.parametrize("tied", [False, ...])
@@ -109,6 +110,38 @@ def test_a_tensor_too_many_is_named(tmp_path: Path, tensors: dict[str, Array], n
 
 
 @pytest.mark.parametrize(
+    ("rename", "named"),
+    [
+        pytest.param(lambda name: f"_orig_mod.{name}", "torch.compile's wrapper", id="saved while compiled"),
+        pytest.param(lambda name: f"module.{name}", "a wrapper of training", id="saved from data-parallel training"),
+        pytest.param(lambda name: f"_orig_mod.module.{name}", "torch.compile's wrapper", id="saved from both"),
+        pytest.param(lambda name: f"base_model.model.{name}", "a LoRA adapter's", id="an adapter's wrapper"),
+        pytest.param(lambda name: f"language_model.{name}", "language_model.model", id="part of one that also sees"),
+        pytest.param(
+            lambda name: name.replace("model.layers", "transformer.h"), "transformer.h.0", id="GPT-2's names of layers"
+        ),
+        pytest.param(
+            lambda name: (
+                name.replace("model.layers", "layers")
+                .replace("self_attn.q_proj", "attention.wq")
+                .replace("input_layernorm", "attention_norm")
+            ),
+            "Meta's own layout",
+            id="Meta's names of layers",
+        ),
+    ],
+)
+def test_strange_names_of_all_tensors_are_named(tmp_path: Path, rename: Callable[[str], str], named: str) -> None:
+    """The count of layers is right; what is wrong is their names."""
+    folder = write_tiny_checkpoint(tmp_path / "m")
+    file = folder / "model.safetensors"
+    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+    message = refusal(folder)
+    assert named in message
+    assert "num_hidden_layers" not in message
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "model.layers.0.self_attn.rotary_emb.inv_freq",
@@ -124,7 +157,7 @@ def test_rotary_tables_are_known_to_be_harmless(tmp_path: Path, name: str) -> No
     edit_tensors(folder, **{name.replace(".", "__"): np.ones(8, np.float32)})
     read = read_checkpoint(folder)
     assert not any("rotary" in tensor for tensor in read.tensors)
-    assert read.notes == ()
+    assert notes_of(read) == []
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,13 @@ def test_the_choices_shown_are_those_of_the_exporter(helped: Any) -> None:
     shown = helped(["export"]).stdout
     assert choice(PRECISION_NAMES) in shown
     assert choice(DEVICES) in shown
+
+
+@pytest.mark.parametrize("command", [[], ["bench"], *COMMANDS])
+def test_the_short_form_asks_for_help_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """As most commands' does."""
+    ended = run_here(monkeypatch, capsys, *command, "-h")
+    assert ended.status == 0
+    assert "Usage: attend" in ended.stdout

@@ -250,3 +250,34 @@ def test_no_token_of_a_stream_costs_a_coroutine_more() -> None:
 
     asyncio.run(call())
     assert len(handed_on) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param("https://app.example:443", "https://app.example", id="the port that https has anyway"),
+        pytest.param("http://localhost:80", "http://localhost", id="the port that http has anyway"),
+        pytest.param("http://localhost:080/", "http://localhost", id="the same with a zero and a slash"),
+        pytest.param("https://localhost:80", "https://localhost:80", id="the other scheme's port stays"),
+        pytest.param("http://localhost:5173", "http://localhost:5173", id="a port that says something stays"),
+        pytest.param("https://b\u00fccher.example", "https://xn--bcher-kva.example", id="an umlaut"),
+        pytest.param("https://B\u00dcCHER.example:8443", "https://xn--bcher-kva.example:8443", id="capitals, a port"),
+        pytest.param("http://[::1]:80", "http://[::1]", id="an address of version 6"),
+        pytest.param("http://[::1]:3000", "http://[::1]:3000", id="the same with a port"),
+        pytest.param("chrome-extension://abcdef", "chrome-extension://abcdef", id="an extension's"),
+        pytest.param("NULL", "null", id="a file's"),
+        pytest.param("*", "*", id="all"),
+    ],
+)
+def test_origins_are_compared_as_browsers_spell_them(given: str, expected: str) -> None:
+    """Another spelling of the same origin would never match."""
+    assert Settings(cors_origins=given).origins == (expected,)
+
+
+@pytest.mark.parametrize(
+    "given", ["https://a..example", "https://:80", "http://x:99999", "http://x:port", "http://" + "a" * 64]
+)
+def test_an_origin_that_no_browser_could_send_is_refused(given: str) -> None:
+    """By what it is, when the service starts."""
+    with pytest.raises(ValidationError, match="is no origin"):
+        Settings(cors_origins=given)

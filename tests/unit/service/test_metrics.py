@@ -129,6 +129,33 @@ def test_every_series_that_can_be_known_is_zero_before_anything_happens(client: 
     assert all(values[f"attend_{name}_total", ()] == 0 for name in counters)
 
 
+ODD_REQUESTS = [
+    ("DELETE", "/v1/models", "a method that a route lacks"),
+    ("GET", "/v1/chat/completions", "a route that is only posted to"),
+    ("PUT", "/health", "a probe's route"),
+    ("OPTIONS", "/v1/generate", "the methods of a route"),
+    ("OPTIONS", "/metrics", "those of a route that is read"),
+    ("HEAD", "/v1/models", "an answer without a body"),
+    ("GET", "/docs", "the page of the API"),
+    ("GET", "/docs/oauth2-redirect", "a page beside it"),
+    ("GET", "/openapi.json", "the API for machines"),
+    ("POST", "/docs", "a method that the page lacks"),
+    ("GET", "/docs/files/swagger-ui.css", "a style of the page"),
+    ("POST", "/docs/files/swagger-ui.css", "a method that files lack"),
+    ("GET", "/nowhere", "no route"),
+    ("OPTIONS", "/nowhere", "the methods of no route"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "reason"), ODD_REQUESTS, ids=[row[2] for row in ODD_REQUESTS])
+def test_no_answer_makes_a_counter_that_was_not_there(client: TestClient, method: str, path: str, reason: str) -> None:
+    """A counter born at one has no increase."""
+    before = samples(client.get("/metrics", headers=BEARER).text)
+    client.request(method, path, headers=BEARER)
+    born = samples(client.get("/metrics", headers=BEARER).text).keys() - before.keys()
+    assert not [name for name in born if name[0] == "attend_http_requests_total"], reason
+
+
 GENERATE = body_for("/v1/generate")
 REFUSALS: list[tuple[str, dict[str, Any], str, str]] = [
     ("unauthorized", {"json": GENERATE, "headers": {}}, "/v1/generate", "without a key"),

@@ -83,3 +83,10 @@ def test_an_empty_name_is_refused(given: str) -> None:
     """Most likely a variable that was not set."""
     with pytest.raises(ValidationError, match="give one name or several with commas between them"):
         Settings(served_model_name=given)
+
+
+@pytest.mark.parametrize("given", ["org//model", "//model", "model//", "good,org//model", "a///b", "/model", "model/"])
+def test_a_name_that_no_address_can_hold_is_refused(given: str) -> None:
+    """Doubled slashes are one to the router, and those at the ends none: GET /v1/models/NAME would never find it."""
+    with pytest.raises(ValidationError, match="slash"):
+        Settings(served_model_name=given)

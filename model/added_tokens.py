@@ -48,7 +48,7 @@ def named_tokens(tokenizer_config: Mapping[str, Any], added: Mapping[str, Any], 
 
 
 def special_texts(*sources: Mapping[str, Any]) -> set[str]:
-    """What the files list as additional special tokens, as text."""
+    """The additional special tokens that the files list, as text."""
     listed = (source.get("additional_special_tokens") for source in sources)
     values = [value for values in listed if isinstance(values, list) for value in values]
     texts = (value.get("content") if isinstance(value, dict) else value for value in values)

@@ -1,4 +1,4 @@
-"""Where SOURCE's bundle lies in the cache. Offline only.
+"""The place of SOURCE's bundle in the cache. Offline only.
 
 Separate from bundle_writer.py, which writes a bundle wherever it is told to. Here the place follows from what is in it:
 the source's name, the precision and the digest of the source's files. So a source that has changed gets a folder of its

@@ -31,7 +31,7 @@ class ChatTemplateError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class _Conversation:
-    """What is to be rendered, before it has taken the template's shapes."""
+    """A conversation to render, before it has taken the template's shapes."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]

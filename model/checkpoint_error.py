@@ -19,7 +19,7 @@ def reason(error: Exception) -> str:
 
 
 def way_out(file: Path) -> str:
-    """What to do about a file that is damaged."""
+    """The advice for a file that is damaged."""
     return pointer_hint(file) or "fetch it again"
 
 

@@ -1,4 +1,4 @@
-"""Where an answer ends: the end tokens that the checkpoint's files name, and the one that its chat template uses.
+"""The ends of answers: the end tokens that the checkpoint's files name, and the one that its chat template uses.
 
 Separate from reading, because the template must be run to find out. A model ends its turn as it was taught to, by the
 token that the template writes behind an assistant's text; where no file names it, chats would never end.

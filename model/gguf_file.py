@@ -181,7 +181,7 @@ def _absent_biases(config: ModelConfig, stored: Sequence[StoredTensor]) -> list[
 
 
 def _stored(tensor: Any, file: str) -> StoredTensor:
-    """What is announced of a tensor. Every type that can be expanded counts as F32, which it becomes."""
+    """A tensor as the file announces it. Every type that can be expanded counts as F32, which it becomes."""
     shape = tuple(int(size) for size in reversed(tensor.shape))
     return StoredTensor(_hugging_face_name(tensor.name), shape, READABLE_TYPES[0], file)
 
@@ -234,7 +234,7 @@ def _hugging_face_name(name: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """What a strange tensor is known to be."""
+    """A short name for a strange tensor that is known."""
     kinds = {
         "rope_factors": " (the scaling of a stretched context that Attend does not know)",
         "exps": " (an expert's)",

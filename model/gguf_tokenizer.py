@@ -70,7 +70,7 @@ def end_token_ids(fields: Fields) -> tuple[int, ...]:
 
 
 def added_ends(fields: Fields, named: dict[str, str]) -> AddedEnds:
-    """What the file has added to raw prompts; unsaid, nothing but a Llama 3 tokenizer's start token."""
+    """The additions to raw prompts that the file asks for; unsaid, nothing but a Llama 3 tokenizer's start token."""
     is_llama3 = fields.get("tokenizer.ggml.pre") in LLAMA3_NAMES
     return AddedEnds(
         bos=named.get("bos_token"),

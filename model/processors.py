@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SystemFiles:
-    """Where Linux tells; tests put their own files in place."""
+    """Files of Linux that say which processors there are; tests put their own in place."""
 
     control_groups: Path = Path("/sys/fs/cgroup")
     own_groups: Path = Path("/proc/self/cgroup")

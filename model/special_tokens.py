@@ -18,7 +18,7 @@ TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", 
 
 @dataclass(frozen=True)
 class AddedEnds:
-    """What to add to raw prompts. bos, eos: the tokens' text, if known. add_*: None keeps what tokenizer.json does."""
+    """Tokens added to raw prompts. bos, eos: the tokens' text, if known. add_*: None keeps what tokenizer.json does."""
 
     bos: str | None = None
     eos: str | None = None

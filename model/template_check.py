@@ -36,7 +36,7 @@ KNOWN_FUNCTIONS = {
 
 
 def template_findings(source: str | None, special_tokens: Mapping[str, str]) -> list[str]:
-    """What an exporter should be told of a chat template, one line each; nothing of one that takes everything.
+    """Findings about a chat template for whoever exports it, one line each; nothing of one that takes everything.
 
     Raises:
         ChatTemplateError: the template does not compile, refuses every conversation, or shows nothing of them.

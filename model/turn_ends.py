@@ -27,7 +27,7 @@ CONVERSATIONS = (  # the first in which the template ends a turn decides; some e
 
 @dataclass(frozen=True)
 class Speech:
-    """What an answer is written with. vocab_size: ids below it have an embedding."""
+    """The means that an answer is written with. vocab_size: ids below it have an embedding."""
 
     tokenizer: FastTokenizer
     vocab_size: int
@@ -116,7 +116,7 @@ def _rendered(
 
 
 def _around_answer(rendered: str, speech: Speech) -> tuple[str, str]:
-    """What stands before the question, and what behind the answer, up to where the next turn begins; "" if unseen."""
+    """The text before the question, and that behind the answer, up to where the next turn begins; "" if unseen."""
     lowered = rendered.lower()
     if ANSWER not in lowered or len(lowered) != len(rendered):
         return "", ""
@@ -128,7 +128,7 @@ def _around_answer(rendered: str, speech: Speech) -> tuple[str, str]:
 
 
 def _without_opening(between: str, head: str, speech: Speech) -> str:
-    """What stands between two turns, less the opening of the second, which the first user's turn has as well.
+    """The text between two turns, less the opening of the second, which the first user's turn has as well.
 
     Where all of it stands before the first question, too, a turn of the template's own ended there: then the last token
     opens.

@@ -91,7 +91,7 @@ class LocalModel:
         )
 
     def continue_text(self, text: str, max_tokens: int, sampling: SamplingParams) -> LocalAnswer:
-        """What the model writes after `text` as it is, without the chat template.
+        """The model's continuation of `text` as it is, without the chat template.
 
         Raises:
             InvalidRequestError: the text is empty or longer than the context.
@@ -99,7 +99,7 @@ class LocalModel:
         return self._answer(self.tokenizer.encode(text), max_tokens, sampling)
 
     def reply(self, messages: Sequence[Mapping[str, str]], max_tokens: int, sampling: SamplingParams) -> LocalAnswer:
-        """What the model answers in a conversation. messages: each with `role` and `content`.
+        """The model's answer in a conversation. messages: each with `role` and `content`.
 
         Raises:
             LocalModelError: a model without a chat template.

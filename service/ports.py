@@ -21,7 +21,7 @@ class ServeError(UserError):
 
 
 def base_url(host: str, port: int) -> str:
-    """Where clients reach a service that listens on `host:port`."""
+    """The address at which clients reach a service that listens on `host:port`."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

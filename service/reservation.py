@@ -1,4 +1,4 @@
-"""What a replica reserves of a cluster that others share, and how many threads it computes with: the same number.
+"""A replica's share of a cluster that others use too: it reserves as many cores as it computes with threads.
 
 Separate from the deployment because it is arithmetic. Imports no Ray.
 """

@@ -155,7 +155,7 @@ class Settings(BaseSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """What `cors_origins` lists, as browsers spell it."""
+        """The origins of `cors_origins`, as browsers spell them."""
         listed = (self.cors_origins or "").split(",")
         return tuple(_browsers_spelling(origin) for origin in listed if origin.strip())
 

@@ -19,7 +19,7 @@ Failure = Callable[[str], str | None]
 
 
 def place_at_fault(schemas: Sequence[tuple[str, Schema]], failure: Failure) -> tuple[str, str | None]:
-    """Where the error is, as the beginning of a message ("" if it is not found), and the error there.
+    """The place of the error, as the beginning of a message ("" if it is not found), and the error there.
 
     schemas: each with its label. failure: the error of a grammar, None if it has none.
     """

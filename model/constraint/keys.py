@@ -24,7 +24,7 @@ _OPENING, _CLOSING = b"{[", b"}]"
 
 @dataclass(frozen=True)
 class KeyRules:
-    """Where objects may name their own properties. most_keys: of one object.
+    """The places where objects may name their own properties. most_keys: of one object.
 
     in_answer: the answer is JSON, unless it begins with a call. in_calls: the arguments of calls are.
     """
@@ -96,7 +96,7 @@ class _Container:
 
 
 class _Reader:
-    """Where the answer's text is: outside JSON, in a container, in a name, in another string."""
+    """The place that the answer's text has reached: outside JSON, in a container, in a name, in another string."""
 
     def __init__(self, rules: KeyRules) -> None:
         self._rules = rules
@@ -191,7 +191,7 @@ class KeyGuard:
             reader.read(text[index : index + 1])
 
     def restricted(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """What of the tokens that the grammar allows [V] keeps the rules; all of them if none does."""
+        """Those tokens of the grammar's [V] that keep the rules; all of them if none does."""
         reader = self._reader
         if not reader.is_json or not reader.containers:
             return allowed

@@ -47,7 +47,7 @@ _REFUSED = {
 
 
 def constraining(node: Mapping[str, Any], place: Place) -> Schema:
-    """What constrains in one schema, in the words of draft 2020-12; what it holds is not looked into.
+    """The constraining keywords of one schema, in the words of draft 2020-12; what it holds is not looked into.
 
     Raises:
         ConstraintError: it has a word that cannot be enforced, or one whose value is no such thing.

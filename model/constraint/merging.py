@@ -89,7 +89,7 @@ def types_of(parts: Sequence[Schema]) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells one branch of a `oneOf` from others.
+    """The marks that tell one branch of a `oneOf` from others.
 
     written: types that are written for it. allowed: types that fit it, None for any. names: of its properties, None
     where there may be others. forbidden: names that are never there. values: texts of the only values of a property.

@@ -1,4 +1,4 @@
-"""What `propertyNames` says, as one pattern: a format of names, and a pattern together with a length.
+"""`propertyNames` as one pattern: a format of names, and a pattern together with a length.
 
 Separate because the grammar's compiler knows names by pattern only.
 """

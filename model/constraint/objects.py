@@ -62,7 +62,7 @@ class Names:
         return self.patterns[pattern] is True and any(_matches(pattern, name) for name in self.listed)
 
     def named(self, rule: Schema | None, place: Place) -> "Names":
-        """What `propertyNames` leaves. rule: its words in one node; None where no name fits.
+        """The names that `propertyNames` leaves. rule: its words in one node; None where no name fits.
 
         Raises:
             ConstraintError: it cannot be enforced.

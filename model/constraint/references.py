@@ -1,4 +1,4 @@
-"""What a `$ref` names within one document."""
+"""The targets of `$ref` within one document."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -59,7 +59,7 @@ class _Definition:
 
 @dataclass
 class _Together:
-    """What one schema and all that it refers to by `$ref` and `allOf` demand together."""
+    """The demands of one schema and of all that it refers to by `$ref` and `allOf`."""
 
     parts: list[Schema] = field(default_factory=list)
     choices: list[_Choice] = field(default_factory=list)
@@ -118,7 +118,7 @@ class _Preparation:
         return root, definitions
 
     def _if_possible(self, prepare: Callable[[Any, Place], Any], node: Any, place: Place) -> Any:
-        """What is prepared, False where nothing can match."""
+        """The prepared schema, False where nothing can match."""
         try:
             return prepare(node, place)
         except UnsatisfiableError:

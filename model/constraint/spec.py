@@ -33,7 +33,7 @@ _BY_DEFAULT = SchemaRules()
 
 @dataclass(frozen=True)
 class ConstraintSpec:
-    """What an answer must look like; made by the class methods.
+    """A form that an answer must have; made by the class methods.
 
     kind: for messages. lark: the whole of it as a grammar for llguidance. keys: what the grammar cannot see to.
     schemas: those in the grammar, each with its label, so that an error can name a property.

@@ -83,7 +83,7 @@ async def _submit(body: ChatCompletionRequest, generator: Generator, caller: Cal
 
 
 def answer_form(body: ChatCompletionRequest) -> AnswerForm:
-    """What `response_format` and the tools say of the answer; a named function is called once."""
+    """The form that `response_format` and the tools ask for; a named function is called once."""
     tools, choice = body.callable_tools, body.tool_choice
     form = AnswerForm(
         tools,

@@ -60,14 +60,14 @@ class Identity:
         self._num_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
-        """As `BodyDecoder`."""
+        """See `BodyDecoder`."""
         self._num_bytes += len(data)
         if self._num_bytes > self._max_bytes:
             raise body_too_large(self._max_bytes)
         return data
 
     def finish(self) -> None:
-        """As `BodyDecoder`."""
+        """See `BodyDecoder`."""
 
 
 class Inflater:
@@ -84,7 +84,7 @@ class Inflater:
         self._is_between = True  # members: before the first, or behind one that is complete
 
     def feed(self, data: bytes) -> bytes:
-        """As `BodyDecoder`."""
+        """See `BodyDecoder`."""
         self._num_coded += len(data)
         if self._num_coded > self._max_bytes:
             raise body_too_large(self._max_bytes)
@@ -101,7 +101,7 @@ class Inflater:
         return b"".join(pieces)
 
     def finish(self) -> None:
-        """As `BodyDecoder`."""
+        """See `BodyDecoder`."""
         if self._num_coded and not self._is_between:
             raise self._broken("it ends too early")
 

@@ -48,7 +48,7 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """As Starlette's; a refusal has the contract's body."""
+        """Answer as Starlette does; a refusal has the contract's body."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
@@ -57,7 +57,7 @@ class Cors(CORSMiddleware):
         return ApiError(400, message, code="cors_refused", headers=headers).response()
 
     async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
-        """As Starlette's, for the start of an answer only: what follows is handed on as it is."""
+        """Add headers to the start of an answer only, and hand on what follows as it is."""
 
         def answer(message: Message) -> Awaitable[None]:
             if message["type"] != "http.response.start":

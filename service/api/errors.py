@@ -61,7 +61,7 @@ class _ErrorResponse(Response):
         self._code = error.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As every response."""
+        """Send it as every response is sent."""
         scope.setdefault("state", {})["error_code"] = self._code
         await super().__call__(scope, receive, send)
 

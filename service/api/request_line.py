@@ -1,4 +1,4 @@
-"""What the request line asks for, read kindly: slashes too many, HEAD wherever GET is answered, OPTIONS.
+"""The request line, read kindly: slashes too many, HEAD wherever GET is answered, OPTIONS.
 
 Outermost of the middleware, so that keys, metrics and routes all see the same path and method.
 """

@@ -65,7 +65,7 @@ async def _submit(body: ResponsesRequest, generator: Generator, caller: Caller) 
 
 
 def answer_form(body: ResponsesRequest) -> AnswerForm:
-    """What the text's format and the tools say of the answer; a named function is called once."""
+    """The form that the text's format and the tools ask for; a named function is called once."""
     tools, choice = body.chat_tools, body.tool_choice
     form = AnswerForm(
         tools,

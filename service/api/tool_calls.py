@@ -20,7 +20,7 @@ Delta = dict[str, Any]
 
 
 class _Part(Enum):
-    """What the text is part of."""
+    """The part of an answer that the text belongs to."""
 
     CONTENT = auto()
     NAME = auto()
@@ -51,7 +51,7 @@ class ToolCallParser:
         return self._part is _Part.ARGUMENTS
 
     def read(self, event: TokenEvent) -> list[Delta]:
-        """What an event adds; after the last one nothing is held back."""
+        """The deltas that an event adds; after the last one nothing is held back."""
         # Half a character, as a cut leaves it, would be no beginning of the arguments.
         deltas = self.push(event.text.rstrip("\ufffd") if event.is_cut else event.text)
         return deltas if event.finish_reason is None else deltas + self.flush(is_cut=event.is_cut)

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a body, in one line: which field, what was given, what is allowed.
+"""Pydantic's violations of a body, in one line: which field, what was given, what is allowed.
 
 Separate from the table of errors because a location in a schema is not one in the body: unions add the names of their
 branches, which no client has ever seen. The body itself tells them apart.

@@ -30,7 +30,7 @@ class Answer(Protocol):
 
 
 class Screen(Protocol):
-    """Where a conversation is shown."""
+    """The place where a conversation is shown."""
 
     def write(self, text: str) -> None:
         """A piece of an answer."""

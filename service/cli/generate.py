@@ -35,7 +35,7 @@ DEFAULT_MAX_TOKENS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TalkOptions:
-    """What `generate` and `chat` both take."""
+    """Options of both `generate` and `chat`."""
 
     source: str | None = None
     bundle: Bundle = None
@@ -87,7 +87,7 @@ class TalkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(TalkOptions):
-    """What `generate` takes."""
+    """Options of `generate`."""
 
     prompt: Annotated[
         str | None,
@@ -111,7 +111,7 @@ class GenerateOptions(TalkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(TalkOptions):
-    """What `chat` takes."""
+    """Options of `chat`."""
 
     source: Annotated[
         str | None,

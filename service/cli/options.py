@@ -91,7 +91,7 @@ def _values_schema(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, A
 
 
 def _metavar(values: dict[str, Any]) -> str:
-    """What a value is: a choice, a number, a path or text."""
+    """The kind of a value: a choice, a number, a path or text."""
     if "enum" in values:
         return choice(tuple(str(each) for each in values["enum"]))
     if values.get("format") == "path":

@@ -1,4 +1,4 @@
-"""What all wire models share: how nulls, numbers and unknown members are read, error bodies, token counts.
+"""The base of all wire models: how nulls, numbers and unknown members are read, error bodies, token counts.
 
 Strict where a field changes the answer: a number in quotes, a misspelt field or NaN is refused with a message, never
 guessed at. Kind where it does not: null is absence, 8.0 is the integer 8, labels and hints are dropped

@@ -143,21 +143,21 @@ class ToolCallMessage(HistoryModel):
 
 
 class InstructionMessage(HistoryModel):
-    """What the model is told to be; `developer` is the newer name of `system`."""
+    """Instructions for the model; `developer` is the newer name of `system`."""
 
     role: Literal["system", "developer"]
     content: Content
 
 
 class UserMessage(HistoryModel):
-    """What a person says."""
+    """A person's words."""
 
     role: Literal["user"]
     content: Content
 
 
 class AssistantMessage(HistoryModel):
-    """What the model said: text, calls, both, or nothing where an answer was cut before its first word."""
+    """The model's answer: text, calls, both, or nothing where it was cut before its first word."""
 
     role: Literal["assistant"]
     content: Content = ""
@@ -182,7 +182,7 @@ class AssistantMessage(HistoryModel):
 
 
 class ToolMessage(HistoryModel):
-    """What a called function gave back; `function` is the older name of the role."""
+    """The result of a called function; `function` is the older name of the role."""
 
     role: Literal["tool", "function"]
     content: Result = ""

@@ -73,7 +73,7 @@ class FunctionCallItem(HistoryModel):
 
 
 class FunctionOutputItem(HistoryModel):
-    """What a called function gave back."""
+    """The result of a called function."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Text = ""

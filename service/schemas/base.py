@@ -5,6 +5,7 @@ guessed at. Kind where it does not: null is absence, 8.0 is the integer 8, label
 (`field_rules.py`), and so is whatever a conversation has beside its texts (`HistoryModel`).
 """
 
+import json
 import math
 from typing import Annotated, Any, TypeVar
 
@@ -66,6 +67,11 @@ def _children(item: Any) -> list[Any]:
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
     return item if isinstance(item, list) else []
+
+
+def json_text(value: Any) -> str:
+    """Free-form JSON written again, in bounds in which nothing fails."""
+    return json.dumps(_refuse_extremes(value), ensure_ascii=False)
 
 
 def _whole(value: Any) -> Any:

@@ -58,7 +58,10 @@ def _schema_in_text(value: Any) -> Any:
 
 def _label(value: Any) -> Any:
     """A label for the log, whatever it is, shortened and with every character that UTF-8 can hold."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # too deep to be written again
+        text = ""
     return text[:MAX_LABEL_CHARACTERS].encode("utf-8", "replace").decode()
 
 

@@ -4,13 +4,12 @@ A conversation holds our own answers, streamed and put together or dumped by an 
 Members that no chat template reads are dropped; what must be read is the role, the texts and the calls.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from service.schemas.base import HistoryModel, JsonValue, Text
+from service.schemas.base import HistoryModel, JsonValue, Text, json_text
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 256
@@ -90,7 +89,7 @@ def _json_text(value: Any) -> Any:
     )
     if value is None or isinstance(value, str) or is_parts:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(value)
 
 
 Result = Annotated[Content, BeforeValidator(_json_text)]
@@ -132,7 +131,7 @@ class ToolCallMessage(HistoryModel):
         if not isinstance(data, dict):
             return data
         if not isinstance(data.get("id"), str):
-            data = {**data, "id": "" if data.get("id") is None else str(data["id"])}
+            data = {**data, "id": str(data["id"]) if isinstance(data.get("id"), int) else ""}
         custom = data.get("custom")
         if isinstance(custom, dict):
             return {**data, "function": {"name": custom.get("name"), "arguments": {"input": custom.get("input") or ""}}}

@@ -183,7 +183,8 @@ class ResponsesRequest(EngineFields):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "ResponsesRequest":
-        if self.instructions is None and not self.chat_messages:
+        is_silent = isinstance(self.input, list) and all(isinstance(item, SilentItem) for item in self.input)
+        if self.instructions is None and is_silent:
             raise refusal("input", "input has nothing to answer; give a text, or items with at least one message")
         names = [tool.name for tool in self.tools]
         if len(set(names)) < len(names):

@@ -35,7 +35,8 @@ SCORED = "To be or not to be"
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One service for the whole table."""
-    with TestClient(fake_app(tmp_path_factory.mktemp("kind"), FakeDecoder())) as client:
+    app = fake_app(tmp_path_factory.mktemp("kind"), FakeDecoder())
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -219,6 +220,24 @@ def test_a_result_that_is_json_is_its_text(client: TestClient, result: Any) -> N
     ask = body_for(CHAT, messages=[USER, CALLING, {**RESULT, "content": result}])
     plain = body_for(CHAT, messages=[USER, CALLING, {**RESULT, "content": json.dumps(result)}])
     assert said(client.post(CHAT, json=ask)) == said(client.post(CHAT, json=plain))
+
+
+@pytest.mark.parametrize("depth", range(936, 962, 2))
+@pytest.mark.parametrize(("begin", "end"), [('{"a":', "}"), ("[", "]")])
+def test_deep_json_in_labels_results_and_ids_is_never_an_error_of_ours(
+    client: TestClient, begin: str, end: str, depth: int
+) -> None:
+    """Just below the depth at which a body is not read at all, writing it again must not fail either."""
+    bodies = [
+        body_for(CHAT) | {"user": "@"},
+        body_for(CHAT, messages=[USER, CALLING, {**RESULT, "content": "@"}]),
+        body_for(CHAT, messages=[USER, {**CALLING, "tool_calls": [{**CALL, "id": "@"}]}, RESULT]),
+        body_for(CHAT, messages=[USER, {**CALLING, "tool_calls": [{"name": "f", "args": "@"}]}, RESULT]),
+    ]
+    for body in bodies:
+        content = json.dumps(body).replace('"@"', begin * depth + "1" + end * depth)
+        answer = client.post(CHAT, content=content.encode(), headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400)
 
 
 @pytest.mark.parametrize("name", ["", None, "get weather", "f()", "Wetter_für", "$f", "@a/b", "x" * 200])
